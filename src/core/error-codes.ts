@@ -1,0 +1,85 @@
+import type { ExitCode } from './errors.ts'
+
+/** One entry of the error reference. `{name}` is filled from the error's facts. */
+export interface ErrorEntry {
+  /** What happened, one sentence: what is wrong and where. */
+  readonly message: string
+  /** Why it happens. */
+  readonly cause: string
+  /** What to do; a command where there is one. */
+  readonly action: string
+  readonly retry: boolean
+  readonly exitCode: ExitCode
+}
+
+/**
+ * Every operational error of Sterna. docs/errors.md is generated from here (`npm run docs`).
+ * Exit codes: 1 failed, 2 usage, 3 precondition, 4 unreachable, 5 partial.
+ */
+export const ERROR_CODES = {
+  INVALID_VALUE: {
+    message: '{what}: "{value}" is not valid; expected {expected}',
+    cause: 'An option, a setting or a stored value does not have the form it must have.',
+    action: 'Correct the value: {expected}.',
+    retry: false,
+    exitCode: 2,
+  },
+  DSN_INVALID: {
+    message: 'connection string: {reason}',
+    cause: 'A connection string is neither a postgresql:// URI nor libpq keyword=value text, or has an unknown setting.',
+    action: 'Use postgresql://user:password@host:port/database?sslmode=... or "host=... port=... dbname=... user=...".',
+    retry: false,
+    exitCode: 2,
+  },
+  SERVER_UNREACHABLE: {
+    message: 'cannot reach PostgreSQL at {address}: {reason}',
+    cause: 'The host does not resolve, refuses the connection, or does not answer in time.',
+    action: 'Check that the server runs, that host and port are right, and that a firewall lets this host through.',
+    retry: true,
+    exitCode: 4,
+  },
+  CONNECTION_LOST: {
+    message: 'connection to {address} was lost: {reason}',
+    cause: 'The server, the network or an administrator ended the connection.',
+    action: 'Nothing, if it comes back by itself: Sterna reconnects. Otherwise look at the server log.',
+    retry: true,
+    exitCode: 4,
+  },
+  AUTH_FAILED: {
+    message: 'PostgreSQL at {address} refused the login of "{user}": {reason}',
+    cause: 'Wrong password, unknown role, or no matching line in pg_hba.conf.',
+    action: 'Correct the user and password in the connection string, or add a line to pg_hba.conf and reload.',
+    retry: true,
+    exitCode: 4,
+  },
+  DATABASE_MISSING: {
+    message: 'database "{database}" does not exist on {address}',
+    cause: 'The server runs, but has no database of that name.',
+    action: 'Create it there (create database "{database}"), or correct the connection string.',
+    retry: true,
+    exitCode: 3,
+  },
+  TLS_FAILED: {
+    message: 'TLS with {address} failed: {reason}',
+    cause: 'sslmode asks for TLS or for a verified certificate, and the server does not offer it or shows another certificate.',
+    action: 'Turn on ssl at the server, give sslrootcert, or choose a weaker sslmode if the network is trusted.',
+    retry: true,
+    exitCode: 4,
+  },
+  PROTOCOL_VIOLATION: {
+    message: 'what {address} sent is not the PostgreSQL protocol: {reason}',
+    cause: 'Something other than a PostgreSQL server answers at that address, or the stream was damaged on its way.',
+    action: 'Check host and port. If a proxy stands between, it must pass the protocol through unchanged.',
+    retry: true,
+    exitCode: 4,
+  },
+  STATEMENT_FAILED: {
+    message: 'PostgreSQL at {address} answered {sqlstate}: {reason}',
+    cause: 'A statement was refused by the server.',
+    action: 'See the message and the SQLSTATE; the server log has the statement.',
+    retry: false,
+    exitCode: 1,
+  },
+} as const satisfies Record<string, ErrorEntry>
+
+export type ErrorCode = keyof typeof ERROR_CODES
