@@ -26,15 +26,18 @@ export const ERROR_CODES = {
   },
   DSN_INVALID: {
     message: 'connection string: {reason}',
-    cause: 'A connection string is neither a postgresql:// URI nor libpq keyword=value text, or has an unknown setting.',
-    action: 'Use postgresql://user:password@host:port/database?sslmode=... or "host=... port=... dbname=... user=...".',
+    cause:
+      'A connection string is neither a postgresql:// URI nor libpq keyword=value text, or has an unknown setting.',
+    action:
+      'Use postgresql://user:password@host:port/database?sslmode=... or "host=... port=... dbname=... user=...".',
     retry: false,
     exitCode: 2,
   },
   SERVER_UNREACHABLE: {
     message: 'cannot reach PostgreSQL at {address}: {reason}',
     cause: 'The host does not resolve, refuses the connection, or does not answer in time.',
-    action: 'Check that the server runs, that host and port are right, and that a firewall lets this host through.',
+    action:
+      'Check that the server runs, that host and port are right, and that a firewall lets this host through.',
     retry: true,
     exitCode: 4,
   },
@@ -48,7 +51,8 @@ export const ERROR_CODES = {
   AUTH_FAILED: {
     message: 'PostgreSQL at {address} refused the login of "{user}": {reason}',
     cause: 'Wrong password, unknown role, or no matching line in pg_hba.conf.',
-    action: 'Correct the user and password in the connection string, or add a line to pg_hba.conf and reload.',
+    action:
+      'Correct the user and password in the connection string, or add a line to pg_hba.conf and reload.',
     retry: true,
     exitCode: 4,
   },
@@ -61,14 +65,17 @@ export const ERROR_CODES = {
   },
   TLS_FAILED: {
     message: 'TLS with {address} failed: {reason}',
-    cause: 'sslmode asks for TLS or for a verified certificate, and the server does not offer it or shows another certificate.',
-    action: 'Turn on ssl at the server, give sslrootcert, or choose a weaker sslmode if the network is trusted.',
+    cause:
+      'sslmode asks for TLS or for a verified certificate, and the server does not offer it or shows another certificate.',
+    action:
+      'Turn on ssl at the server, give sslrootcert, or choose a weaker sslmode if the network is trusted.',
     retry: true,
     exitCode: 4,
   },
   PROTOCOL_VIOLATION: {
     message: 'what {address} sent is not the PostgreSQL protocol: {reason}',
-    cause: 'Something other than a PostgreSQL server answers at that address, or the stream was damaged on its way.',
+    cause:
+      'Something other than a PostgreSQL server answers at that address, or the stream was damaged on its way.',
     action: 'Check host and port. If a proxy stands between, it must pass the protocol through unchanged.',
     retry: true,
     exitCode: 4,

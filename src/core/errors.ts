@@ -1,7 +1,9 @@
 import { ERROR_CODES, type ErrorCode } from './error-codes.ts'
 
 /** Facts of an error, by name; they fill the `{placeholders}` of the code's message. Never credentials or row values. */
-export type ErrorFacts = Readonly<Record<string, string | number | bigint | boolean | readonly string[] | undefined>>
+export type ErrorFacts = Readonly<
+  Record<string, string | number | bigint | boolean | readonly string[] | undefined>
+>
 
 /** CLI exit codes, as in the error registry. */
 export type ExitCode = 1 | 2 | 3 | 4 | 5

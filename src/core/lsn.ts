@@ -19,7 +19,12 @@ export function lsnOf(raw: bigint): Lsn {
  */
 export function parseLsn(text: string): Lsn {
   const match = /^([0-9A-Fa-f]{1,8})\/([0-9A-Fa-f]{1,8})$/.exec(text)
-  if (!match) throw new SternaError('INVALID_VALUE', { what: 'LSN', value: text, expected: 'two hexadecimal numbers, such as 0/16B3748' })
+  if (!match)
+    throw new SternaError('INVALID_VALUE', {
+      what: 'LSN',
+      value: text,
+      expected: 'two hexadecimal numbers, such as 0/16B3748',
+    })
   return ((BigInt(`0x${match[1]}`) << 32n) | BigInt(`0x${match[2]}`)) as Lsn
 }
 

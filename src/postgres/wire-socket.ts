@@ -1,0 +1,411 @@
+import { readFileSync } from 'node:fs'
+import { connect as connectTcp, isIP, type Socket } from 'node:net'
+import { homedir } from 'node:os'
+import { connect as connectTls, type ConnectionOptions } from 'node:tls'
+
+import { messageOf, SternaError } from '../core/errors.ts'
+import { BACKEND, cstringEnd, parseServerMessage, type ServerMessage } from '../pgwire/backend.ts'
+import { FrameReader, type FrameHandler } from '../pgwire/frame-reader.ts'
+import {
+  writePassword,
+  writeSaslInitial,
+  writeSaslResponse,
+  writeSslRequest,
+  writeStartup,
+} from '../pgwire/frontend.ts'
+import { MessageWriter } from '../pgwire/message-writer.ts'
+import { md5Password, SCRAM_SHA_256, ScramClient } from '../pgwire/scram.ts'
+import { addressOf, type ConnectTarget } from './dsn.ts'
+import { ServerError } from './server-error.ts'
+
+const MAX_HANDSHAKE_BODY_BYTES = 64 * 1024
+const KEEPALIVE_DELAY_MS = 10_000
+
+/** Settings of every session of ours: values have one text form whatever the server's configuration. */
+const SESSION_SETTINGS = {
+  client_encoding: 'UTF8',
+  DateStyle: 'ISO, YMD',
+  IntervalStyle: 'postgres',
+  extra_float_digits: '3',
+} as const
+
+export interface WireOptions {
+  readonly applicationName: string
+  /** `replication=database` for a walsender. */
+  readonly replication?: boolean
+  /** More start-up parameters, such as session settings. */
+  readonly parameters?: Readonly<Record<string, string>>
+  readonly signal?: AbortSignal
+}
+
+/**
+ * An authenticated connection at the level of protocol messages, ready for queries. Whoever owns it sets `onFrame` and
+ * `onClose`; `onClose` is called exactly once, with the reason, however the connection ends.
+ */
+export class WireSocket {
+  readonly address: string
+  readonly target: ConnectTarget
+  readonly parameters = new Map<string, string>()
+  backendPid = 0
+  cancelKey: Buffer = Buffer.alloc(0)
+  onFrame: FrameHandler = () => {}
+  onClose: (error: SternaError) => void = () => {}
+  readonly #socket: Socket
+  readonly #reader: FrameReader
+  #closed: SternaError | undefined
+
+  private constructor(target: ConnectTarget, socket: Socket, reader: FrameReader) {
+    this.address = addressOf(target)
+    this.target = target
+    this.#socket = socket
+    this.#reader = reader
+  }
+
+  /**
+   * Connects, negotiates TLS as `sslMode` asks and logs in.
+   * @throws SERVER_UNREACHABLE, TLS_FAILED, AUTH_FAILED, DATABASE_MISSING, PROTOCOL_VIOLATION, or ServerError
+   */
+  static async open(target: ConnectTarget, options: WireOptions): Promise<WireSocket> {
+    if (target.sslMode === 'prefer' || target.sslMode === 'allow') {
+      const [first, second] =
+        target.sslMode === 'prefer' ? ([true, false] as const) : ([false, true] as const)
+      try {
+        return await openOnce(target, options, first)
+      } catch (error) {
+        if (error instanceof SternaError && (error.code === 'TLS_FAILED' || error.code === 'AUTH_FAILED')) {
+          try {
+            return await openOnce(target, options, second)
+          } catch {
+            throw error
+          }
+        }
+        throw error
+      }
+    }
+    return openOnce(target, options, target.sslMode !== 'disable')
+  }
+
+  static adopt(target: ConnectTarget, socket: Socket): WireSocket {
+    const address = addressOf(target)
+    const reader = new FrameReader(address, () => {})
+    const wire = new WireSocket(target, socket, reader)
+    reader.setHandler((type, buffer, start, end) => wire.onFrame(type, buffer, start, end))
+    socket.on('data', (chunk: Buffer) => {
+      try {
+        reader.push(chunk)
+      } catch (error) {
+        if (error instanceof SternaError) wire.fail(error)
+        else if (error instanceof RangeError) {
+          wire.fail(
+            new SternaError(
+              'PROTOCOL_VIOLATION',
+              { address, reason: 'a message is shorter than its fields' },
+              error,
+            ),
+          )
+        } else throw error
+      }
+    })
+    socket.on('error', (error) => wire.fail(lost(address, messageOf(error), error)))
+    socket.on('close', () => wire.fail(lost(address, 'the server closed it')))
+    return wire
+  }
+
+  get closed(): boolean {
+    return this.#closed !== undefined
+  }
+
+  /** Bytes handed to write() that the kernel has not taken yet. */
+  get unsentBytes(): number {
+    return this.#socket.writableLength
+  }
+
+  set maxBodyBytes(bytes: number) {
+    this.#reader.maxBodyBytes = bytes
+  }
+
+  /** Sends bytes; false when the socket's buffer is full (wait for `onDrain`). */
+  write(bytes: Buffer): boolean {
+    if (this.#closed) return true
+    return this.#socket.write(bytes)
+  }
+
+  onceDrained(call: () => void): void {
+    this.#socket.once('drain', call)
+  }
+
+  /** Stops reading: the kernel's buffers fill and the sender is slowed down. */
+  pause(): void {
+    this.#socket.pause()
+  }
+
+  resume(): void {
+    this.#socket.resume()
+  }
+
+  /** Ends the connection now and reports `error` as the reason. */
+  fail(error: SternaError): void {
+    if (this.#closed) return
+    this.#closed = error
+    this.#socket.destroy()
+    this.onClose(error)
+  }
+
+  /** Sends the last bytes and closes in order. */
+  end(bytes: Buffer): Promise<void> {
+    if (this.#closed) return Promise.resolve()
+    this.#closed = lost(this.address, 'closed by us')
+    return new Promise((resolve) => {
+      this.#socket.once('close', () => resolve())
+      this.#socket.end(bytes)
+      this.#socket.resume()
+      setTimeout(() => this.#socket.destroy(), 2000).unref()
+    })
+  }
+}
+
+function lost(address: string, reason: string, cause?: unknown): SternaError {
+  return new SternaError('CONNECTION_LOST', { address, reason }, cause)
+}
+
+async function openOnce(target: ConnectTarget, options: WireOptions, tls: boolean): Promise<WireSocket> {
+  const address = addressOf(target)
+  const timeout = AbortSignal.timeout(target.connectTimeoutMs)
+  const signal = options.signal ? AbortSignal.any([timeout, options.signal]) : timeout
+  let socket: Socket | undefined
+  const onAbort = (): void => {
+    socket?.destroy(
+      new Error(timeout.aborted ? `no answer within ${target.connectTimeoutMs / 1000} s` : 'given up'),
+    )
+  }
+  signal.addEventListener('abort', onAbort)
+  try {
+    socket = await dial(target, signal)
+    if (tls && !target.host.startsWith('/')) socket = await startTls(socket, target)
+    const wire = WireSocket.adopt(target, socket)
+    await logIn(wire, target, options)
+    if (signal.aborted) throw unreachable(address, new Error('no answer in time'))
+    return wire
+  } catch (error) {
+    socket?.destroy()
+    throw error instanceof SternaError ? error : unreachable(address, error)
+  } finally {
+    signal.removeEventListener('abort', onAbort)
+  }
+}
+
+function unreachable(address: string, error: unknown): SternaError {
+  return new SternaError('SERVER_UNREACHABLE', { address, reason: messageOf(error) }, error)
+}
+
+function dial(target: ConnectTarget, signal: AbortSignal): Promise<Socket> {
+  return new Promise((resolve, reject) => {
+    if (signal.aborted) return reject(new Error('given up'))
+    const socket = target.host.startsWith('/')
+      ? connectTcp({ path: `${target.host}/.s.PGSQL.${target.port}` })
+      : connectTcp({ host: target.host, port: target.port, noDelay: true })
+    const onAbort = (): void => {
+      socket.destroy(new Error(`no answer within ${target.connectTimeoutMs / 1000} s`))
+    }
+    signal.addEventListener('abort', onAbort)
+    socket.once('error', (error) => {
+      signal.removeEventListener('abort', onAbort)
+      reject(error)
+    })
+    socket.once('connect', () => {
+      signal.removeEventListener('abort', onAbort)
+      socket.removeAllListeners('error')
+      socket.setKeepAlive(true, KEEPALIVE_DELAY_MS)
+      resolve(socket)
+    })
+  })
+}
+
+async function startTls(socket: Socket, target: ConnectTarget): Promise<Socket> {
+  const address = addressOf(target)
+  const answer = await new Promise<Buffer>((resolve, reject) => {
+    socket.once('error', reject)
+    socket.once('close', () => reject(new Error('the server closed the connection during the TLS request')))
+    socket.once('data', resolve)
+    const writer = new MessageWriter(16)
+    writeSslRequest(writer)
+    socket.write(writer.take())
+  })
+  socket.pause()
+  socket.removeAllListeners()
+  if (answer.length !== 1) {
+    throw new SternaError('PROTOCOL_VIOLATION', {
+      address,
+      reason: 'the answer to the TLS request is not one byte',
+    })
+  }
+  if (answer[0] === 0x4e) {
+    if (target.sslMode === 'prefer') return socket
+    throw new SternaError('TLS_FAILED', {
+      address,
+      reason: `the server does not offer TLS, and sslmode is ${target.sslMode}`,
+    })
+  }
+  if (answer[0] !== 0x53) {
+    throw new SternaError('PROTOCOL_VIOLATION', {
+      address,
+      reason: 'the answer to the TLS request is neither S nor N',
+    })
+  }
+  return new Promise((resolve, reject) => {
+    let settings: ConnectionOptions
+    try {
+      settings = tlsOptions(target)
+    } catch (error) {
+      return reject(new SternaError('TLS_FAILED', { address, reason: messageOf(error) }, error))
+    }
+    const secure = connectTls({ ...settings, socket })
+    const onError = (error: Error): void =>
+      reject(new SternaError('TLS_FAILED', { address, reason: error.message }, error))
+    secure.once('error', onError)
+    secure.once('close', () => onError(new Error('the server closed the connection')))
+    secure.once('secureConnect', () => {
+      secure.removeAllListeners('error')
+      secure.removeAllListeners('close')
+      resolve(secure)
+    })
+  })
+}
+
+/** What libpq's sslmode means for the certificate check. Source: PostgreSQL docs, "SSL Support", table of sslmode. */
+function tlsOptions(target: ConnectTarget): ConnectionOptions {
+  const rootCert = target.sslRootCert ?? defaultRootCert()
+  const verify =
+    target.sslMode.startsWith('verify') || (target.sslMode === 'require' && rootCert !== undefined)
+  const ca = verify && rootCert !== undefined && rootCert !== 'system' ? readFileSync(rootCert) : undefined
+  if (verify && !ca && rootCert !== 'system')
+    throw new Error('no root certificate: give sslrootcert=FILE or sslrootcert=system')
+  return {
+    rejectUnauthorized: verify,
+    minVersion: 'TLSv1.2',
+    ...(isIP(target.host) ? { host: target.host } : { servername: target.host }),
+    ...(ca ? { ca } : {}),
+    ...(target.sslCert ? { cert: readFileSync(target.sslCert) } : {}),
+    ...(target.sslKey ? { key: readFileSync(target.sslKey) } : {}),
+    ...(target.sslMode === 'verify-full' ? {} : { checkServerIdentity: () => undefined }),
+  }
+}
+
+function defaultRootCert(): string | undefined {
+  const path = `${homedir()}/.postgresql/root.crt`
+  try {
+    readFileSync(path)
+    return path
+  } catch {
+    return undefined
+  }
+}
+
+/** Runs start-up and authentication until the first ReadyForQuery. */
+function logIn(wire: WireSocket, target: ConnectTarget, options: WireOptions): Promise<void> {
+  const writer = new MessageWriter(1024)
+  writeStartup(writer, {
+    user: target.user,
+    database: target.database,
+    application_name: target.applicationName ?? options.applicationName,
+    ...(options.replication ? { replication: 'database' } : {}),
+    ...(target.options ? { options: target.options } : {}),
+    ...SESSION_SETTINGS,
+    ...options.parameters,
+  })
+  const violation = (reason: string): SternaError =>
+    new SternaError('PROTOCOL_VIOLATION', { address: wire.address, reason })
+  wire.maxBodyBytes = MAX_HANDSHAKE_BODY_BYTES
+  return new Promise((resolve, reject) => {
+    let scram: ScramClient | undefined
+    const fail = (error: SternaError): void => {
+      reject(error)
+      wire.fail(error)
+    }
+    wire.onClose = (error) =>
+      reject(
+        error.code === 'CONNECTION_LOST'
+          ? unreachable(wire.address, new Error(String(error.facts['reason'])))
+          : error,
+      )
+    const authenticate = (buffer: Buffer, start: number, end: number): void => {
+      const kind = buffer.readInt32BE(start)
+      if (kind === 0) return
+      const password = target.password
+      if (password === undefined && kind !== 12) {
+        return fail(authFailed(wire, target, 'it asks for a password, and the connection string has none'))
+      }
+      if (kind === 3) writePassword(writer, password!)
+      else if (kind === 5)
+        writePassword(writer, md5Password(target.user, password!, buffer.subarray(start + 4, start + 8)))
+      else if (kind === 10) {
+        const offered = buffer.toString('utf8', start + 4, end).split('\0')
+        if (!offered.includes(SCRAM_SHA_256))
+          return fail(
+            violation(`it offers no SASL mechanism that we know (${offered.filter(Boolean).join(', ')})`),
+          )
+        scram = new ScramClient(password!)
+        writeSaslInitial(writer, SCRAM_SHA_256, scram.first)
+      } else if (kind === 11 && scram) {
+        try {
+          writeSaslResponse(writer, scram.final(buffer.toString('utf8', start + 4, end)))
+        } catch (error) {
+          return fail(authFailed(wire, target, messageOf(error)))
+        }
+      } else if (kind === 12 && scram) {
+        try {
+          scram.verify(buffer.toString('utf8', start + 4, end))
+        } catch (error) {
+          return fail(authFailed(wire, target, messageOf(error)))
+        }
+        return
+      } else
+        return fail(
+          authFailed(wire, target, `it asks for authentication method ${kind}, which is not supported`),
+        )
+      wire.write(writer.take())
+    }
+    wire.onFrame = (type, buffer, start, end) => {
+      switch (type) {
+        case BACKEND.authentication:
+          return authenticate(buffer, start, end)
+        case BACKEND.parameterStatus: {
+          const nameEnd = cstringEnd(buffer, start)
+          wire.parameters.set(
+            buffer.toString('utf8', start, nameEnd),
+            buffer.toString('utf8', nameEnd + 1, end - 1),
+          )
+          return
+        }
+        case BACKEND.backendKeyData:
+          wire.backendPid = buffer.readInt32BE(start)
+          wire.cancelKey = Buffer.from(buffer.subarray(start + 4, end))
+          return
+        case BACKEND.readyForQuery:
+          wire.maxBodyBytes = 0x7fff_ffff
+          wire.onFrame = () => {}
+          wire.onClose = () => {}
+          return resolve()
+        case BACKEND.error:
+          return fail(logInError(wire, target, parseServerMessage(buffer, start, end)))
+        case BACKEND.notice:
+        case BACKEND.negotiateProtocolVersion:
+          return
+        default:
+          return fail(violation(`message type 0x${type.toString(16)} during log-in`))
+      }
+    }
+    wire.write(writer.take())
+  })
+}
+
+function authFailed(wire: WireSocket, target: ConnectTarget, reason: string): SternaError {
+  return new SternaError('AUTH_FAILED', { address: wire.address, user: target.user, reason })
+}
+
+function logInError(wire: WireSocket, target: ConnectTarget, fields: ServerMessage): SternaError {
+  if (fields.sqlstate.startsWith('28')) return authFailed(wire, target, fields.message)
+  if (fields.sqlstate === '3D000')
+    return new SternaError('DATABASE_MISSING', { address: wire.address, database: target.database })
+  return new ServerError(wire.address, fields)
+}
