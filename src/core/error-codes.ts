@@ -87,6 +87,49 @@ export const ERROR_CODES = {
     retry: false,
     exitCode: 1,
   },
+  PG_BINARIES_MISSING: {
+    message: 'PostgreSQL {wanted} cannot be used: {reason}',
+    cause: 'No PostgreSQL programs (postgres, initdb) of the wanted version were found where Sterna looks, or they do not run.',
+    action:
+      'Install that version, or say --pg with another major version or with the directory of its programs (pg_config --bindir).',
+    retry: false,
+    exitCode: 3,
+  },
+  SERVER_USER_MISSING: {
+    message: 'PostgreSQL refuses to run as root, and no other user could be created for it: {reason}',
+    cause: 'Sterna was started by root on a machine without a user "postgres".',
+    action: 'Create the user (useradd --system sterna), or start Sterna as an ordinary user.',
+    retry: false,
+    exitCode: 3,
+  },
+  INITDB_FAILED: {
+    message: 'initdb could not create {directory}: {reason}',
+    cause: 'The PostgreSQL program that creates a data directory failed.',
+    action: 'See the reason; then run the same command again: it continues.',
+    retry: false,
+    exitCode: 1,
+  },
+  SERVER_START_FAILED: {
+    message: 'the server of {node} did not start: {reason}',
+    cause: 'The postgres process ended or was not ready in time; its last log lines are the reason.',
+    action: 'Read {log}, remove the cause, and run the same command again.',
+    retry: true,
+    exitCode: 1,
+  },
+  PORT_BUSY: {
+    message: 'port {port} on 127.0.0.1 is in use{by}',
+    cause: 'Another program listens on a port that a server or an agent of the local cluster needs.',
+    action: 'Stop that program, or choose other ports with --port (for a cluster that is created).',
+    retry: true,
+    exitCode: 3,
+  },
+  DISK_FULL: {
+    message: 'not enough room on the file system of {directory}: {free} MB free, {needed} MB needed',
+    cause: 'A new local cluster needs room for its data directories and their write-ahead log.',
+    action: 'Free some room, or choose another place with --dir.',
+    retry: true,
+    exitCode: 3,
+  },
 } as const satisfies Record<string, ErrorEntry>
 
 export type ErrorCode = keyof typeof ERROR_CODES
