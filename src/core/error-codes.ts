@@ -130,6 +130,72 @@ export const ERROR_CODES = {
     retry: true,
     exitCode: 3,
   },
+  NODE_NAME_TWICE: {
+    message: 'the node name "{node}" is given twice',
+    cause: 'Every node of a cluster has a name of its own.',
+    action: 'Give each --node another name.',
+    retry: false,
+    exitCode: 2,
+  },
+  SAME_DATABASE_TWICE: {
+    message: 'nodes "{first}" and "{second}" are one and the same database',
+    cause: 'Two connection strings, perhaps spelt differently, lead to one database of one server.',
+    action: 'Correct the connection string of one of them. Two databases of one server can be two nodes.',
+    retry: false,
+    exitCode: 3,
+  },
+  NODE_BELONGS_ELSEWHERE: {
+    message:
+      'the database given for node "{node}" is already node "{existingNode}" of cluster "{existingCluster}"',
+    cause: 'It was made a node earlier, under another name or of another cluster.',
+    action:
+      'Use that name and cluster, or take it out first: sterna node drop {existingNode} --dsn <its connection string>.',
+    retry: false,
+    exitCode: 3,
+  },
+  MESH_NOT_READY: {
+    message: 'after {seconds} s these subscriptions do not replicate: {missing}',
+    cause: 'An agent does not run, a server cannot be reached, or a subscription has an error.',
+    action: 'See the reason with: sterna status. Look at the logs of the agents.',
+    retry: true,
+    exitCode: 5,
+  },
+  SCHEMA_DIFFERS: {
+    message: 'the tables of the nodes are not the same: {differences}',
+    cause: 'Rows can only be applied where table, columns, types and key are the same.',
+    action: 'Bring the tables to one form on all nodes; sterna doctor lists every difference.',
+    retry: false,
+    exitCode: 3,
+  },
+  CHECKS_FAILED: {
+    message: '{count} finding(s) block: {findings}',
+    cause: 'A server is not set up for replication yet. Nothing was changed.',
+    action: 'Run the command that stands beside each finding, then try again.',
+    retry: false,
+    exitCode: 3,
+  },
+  CLUSTER_NOT_FOUND: {
+    message: 'no cluster found: {reason}',
+    cause: 'The command needs to know which servers to talk to.',
+    action:
+      'Start a local cluster with: sterna up. Or say where yours is: --dir DIRECTORY, --cluster FILE or --dsn DSN.',
+    retry: false,
+    exitCode: 3,
+  },
+  CLUSTER_FILE_INVALID: {
+    message: 'cluster file {file}: {reason}',
+    cause: 'The file is not JSON of the form {"name": ..., "nodes": [{"name": ..., "dsn": ...}]}.',
+    action: 'Correct the file, or write it anew with: sterna cluster create.',
+    retry: false,
+    exitCode: 2,
+  },
+  NODE_UNKNOWN: {
+    message: 'there is no node "{node}" here; the nodes are {nodes}',
+    cause: 'The name is not one of the cluster, or the command looks at another cluster than you think.',
+    action: 'Use one of those names, or point --dir, --cluster or --dsn elsewhere.',
+    retry: false,
+    exitCode: 2,
+  },
 } as const satisfies Record<string, ErrorEntry>
 
 export type ErrorCode = keyof typeof ERROR_CODES
