@@ -89,7 +89,8 @@ export const ERROR_CODES = {
   },
   PG_BINARIES_MISSING: {
     message: 'PostgreSQL {wanted} cannot be used: {reason}',
-    cause: 'No PostgreSQL programs (postgres, initdb) of the wanted version were found where Sterna looks, or they do not run.',
+    cause:
+      'No PostgreSQL programs (postgres, initdb) of the wanted version were found where Sterna looks, or they do not run.',
     action:
       'Install that version, or say --pg with another major version or with the directory of its programs (pg_config --bindir).',
     retry: false,
