@@ -197,6 +197,50 @@ export const ERROR_CODES = {
     retry: false,
     exitCode: 2,
   },
+  CONFIG_MISSING: {
+    message: 'configuration: "{key}" is missing',
+    cause:
+      'A setting without a default is given neither on the command line, nor in the environment, nor in the file.',
+    action: 'Give {option}, set {variable}, or put "{key}" into the file that --config names.',
+    retry: false,
+    exitCode: 2,
+  },
+  CONFIG_INVALID: {
+    message: 'configuration: "{key}" from {source}: {reason}',
+    cause: 'A setting of the agent has a value that it cannot have, or a name that no setting has.',
+    action: 'Correct "{key}" in {source}; docs/agent.md lists the settings.',
+    retry: false,
+    exitCode: 2,
+  },
+  CONFIG_UNREADABLE: {
+    message: 'cannot read the configuration file {path}: {reason}',
+    cause: 'The file is missing, may not be read by this user, or is not a JSON object.',
+    action: 'Correct the path, the permissions, or the JSON.',
+    retry: false,
+    exitCode: 2,
+  },
+  AGENT_HTTP_PORT_BUSY: {
+    message: "the agent's HTTP address {address} is already in use",
+    cause:
+      'Another process listens there: often an agent that still runs, or the agent of another node on this host.',
+    action: 'Stop the other process, or choose another address with --http (--http off for none).',
+    retry: false,
+    exitCode: 3,
+  },
+  AGENT_HTTP_FAILED: {
+    message: "the agent's HTTP server cannot listen on {address}: {reason}",
+    cause: 'The address is not one of this host, does not resolve, or needs more rights.',
+    action: 'Choose another address with --http, such as 127.0.0.1:7101 (--http off for none).',
+    retry: false,
+    exitCode: 3,
+  },
+  PID_FILE_FAILED: {
+    message: 'cannot write the pid file {path}: {reason}',
+    cause: 'The directory is missing or may not be written by this user, or the disk is full.',
+    action: 'Create the directory, correct its permissions, or choose another place with --pid-file.',
+    retry: false,
+    exitCode: 3,
+  },
 } as const satisfies Record<string, ErrorEntry>
 
 export type ErrorCode = keyof typeof ERROR_CODES
