@@ -1,4 +1,3 @@
-import type { ErrorCode } from '../core/error-codes.ts'
 import type { Lsn } from '../core/lsn.ts'
 
 /** `catching_up`: connected, but behind; `down`: not applying because of the error shown. */
@@ -6,7 +5,8 @@ export type SubscriptionStatus = 'initializing' | 'replicating' | 'catching_up' 
 
 /** What a subscription last failed with. */
 export interface ReportedError {
-  readonly code: ErrorCode | string
+  /** A code of the error registry, or the SQLSTATE of the server. */
+  readonly code: string
   readonly message: string
   readonly hint: string
   /** Milliseconds since the Unix epoch. */

@@ -87,5 +87,5 @@ export function formatParam(value: SqlParam): string | null {
     )
     return `{${items.join(',')}}`
   }
-  return String(value as number | bigint | boolean)
+  return String(value)
 }
