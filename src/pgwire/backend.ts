@@ -40,6 +40,8 @@ export interface ServerMessage {
   readonly detail?: string
   readonly hint?: string
   readonly context?: string
+  /** Where in the statement, counted in characters from 1. */
+  readonly position?: string
   readonly schema?: string
   readonly table?: string
   readonly column?: string
@@ -66,6 +68,7 @@ export function parseServerMessage(buffer: Buffer, start: number, end: number): 
     D: 'detail',
     H: 'hint',
     W: 'context',
+    P: 'position',
     s: 'schema',
     t: 'table',
     c: 'column',
