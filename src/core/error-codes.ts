@@ -241,6 +241,49 @@ export const ERROR_CODES = {
     retry: false,
     exitCode: 3,
   },
+  CLUSTER_DIR_UNUSABLE: {
+    message: '{directory} cannot hold a local cluster: {reason}',
+    cause: 'The directory is not one of Sterna, or this user cannot use it.',
+    action: 'Choose another place with --dir, or correct the directory. Nothing in it was changed.',
+    retry: false,
+    exitCode: 3,
+  },
+  CLUSTER_DIFFERS: {
+    message: 'the cluster in {directory} has {existing}, but {asked} was asked for',
+    cause: 'A local cluster keeps the number of nodes, the ports and the PostgreSQL version it was created with.',
+    action:
+      'Leave that option out to go on with the existing cluster, take another --dir, or remove it with its data: sterna down --destroy.',
+    retry: false,
+    exitCode: 3,
+  },
+  CLUSTER_BUSY: {
+    message: 'the cluster in {directory} is {state} right now by process {pid}',
+    cause: 'Another "sterna up" or "sterna down" works on the same directory.',
+    action: 'Wait until it has finished, then try again.',
+    retry: true,
+    exitCode: 3,
+  },
+  AGENT_START_FAILED: {
+    message: 'the agent of {node} did not start: {reason}',
+    cause: 'The agent process ended, or did not answer on its HTTP port in time.',
+    action: 'Read {log}, remove the cause, and run the same command again.',
+    retry: true,
+    exitCode: 1,
+  },
+  SUPERVISOR_FAILED: {
+    message: 'the supervisor in the background {reason}',
+    cause: 'The process that runs servers and agents ended, or did not do in time what it was asked for.',
+    action: 'Read {log}, remove the cause, and run the same command again.',
+    retry: true,
+    exitCode: 1,
+  },
+  CONFIRMATION_NEEDED: {
+    message: '{what} needs a confirmation, and there is no terminal to ask on',
+    cause: 'What cannot be undone is not done without a yes.',
+    action: 'Add --yes if that is what you want.',
+    retry: false,
+    exitCode: 2,
+  },
 } as const satisfies Record<string, ErrorEntry>
 
 export type ErrorCode = keyof typeof ERROR_CODES
