@@ -50,6 +50,8 @@ export class WireSocket {
   cancelKey: Buffer = Buffer.alloc(0)
   onFrame: FrameHandler = () => {}
   onClose: (error: SternaError) => void = () => {}
+  /** Every message in the bytes received so far has been handed to `onFrame`. */
+  onChunkEnd: () => void = () => {}
   readonly #socket: Socket
   readonly #reader: FrameReader
   #closed: SternaError | undefined
@@ -93,6 +95,7 @@ export class WireSocket {
     socket.on('data', (chunk: Buffer) => {
       try {
         reader.push(chunk)
+        wire.onChunkEnd()
       } catch (error) {
         if (error instanceof SternaError) wire.fail(error)
         else if (error instanceof RangeError) {

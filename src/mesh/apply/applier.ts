@@ -1,0 +1,342 @@
+import { assert } from '../../core/assert.ts'
+import { SternaError } from '../../core/errors.ts'
+import type { Lsn } from '../../core/lsn.ts'
+import type { PgTime } from '../../core/pg-time.ts'
+import { FRONTEND } from '../../pgwire/frontend.ts'
+import { COLUMN_KIND, parseBegin, parseCommit, parseRelation, parseTruncate, PGOUTPUT, TUPLE, TupleLayout, type BeginMessage, type RemoteRelation } from '../../pgwire/pgoutput.ts'
+import type { ApplySession, PreparedStatement } from './apply-session.ts'
+import type { LocalClock } from './local-clock.ts'
+import { deleteSql, patchSql, planTable, putSql, truncateSql, type LocalTable, type TablePlan } from './table-plan.ts'
+
+const DDL_QUEUE = 'sterna.ddl_queue'
+const TIMESTAMPTZ_OID = 1184
+const TEXT_OID = 25
+
+/** Thrown when the stream is binary and a table needs text: start the stream again in text. */
+export class TextTransferNeeded extends Error {
+  override name = 'TextTransferNeeded'
+}
+
+export interface ApplierOptions {
+  readonly session: ApplySession
+  readonly clock: LocalClock
+  /** Node whose transactions these are; its id breaks ties between equal timestamps. */
+  readonly originNodeId: number
+  /** Whether the stream carries binary values. */
+  readonly binary: boolean
+  readonly signal: AbortSignal
+  /** A change is ahead of the local clock by so many milliseconds, and waits. */
+  readonly onClockAhead: (aheadMs: number) => void
+  /** The stream has passed a position without anything to apply. */
+  readonly onNothingToApply: (endLsn: Lsn) => void
+}
+
+/** A remote table with its plan and the statements prepared for it in this session. */
+interface Table {
+  readonly remote: RemoteRelation
+  plan: TablePlan | undefined
+  insert: PreparedStatement | undefined
+  update: PreparedStatement | undefined
+  remove: PreparedStatement | undefined
+  truncate: PreparedStatement | undefined
+  readonly patches: Map<string, PreparedStatement>
+}
+
+/**
+ * Turns pgoutput messages of one provider into executions in an ApplySession. Values pass from the message into the
+ * Bind byte for byte. `handle` is synchronous in the usual case; where it must wait (an unknown table, a clock that is
+ * behind) it returns a promise, and no further message may be given before that resolves.
+ */
+export class Applier {
+  readonly #options: ApplierOptions
+  readonly #session: ApplySession
+  readonly #tables = new Map<number, Table>()
+  readonly #new = new TupleLayout()
+  readonly #old = new TupleLayout()
+  #transaction: BeginMessage | undefined
+  #changes = 0
+  #skip = false
+  #started = false
+  #previousLsn: Lsn | null
+
+  constructor(options: ApplierOptions) {
+    this.#options = options
+    this.#session = options.session
+    this.#previousLsn = options.session.startProgress
+  }
+
+  /**
+   * Takes one message, `buffer[start, end)`.
+   * @throws TABLE_MISSING, COLUMN_MISSING, KEY_DIFFERS; TextTransferNeeded
+   */
+  handle(buffer: Buffer, start: number, end: number): Promise<void> | undefined {
+    switch (buffer[start]) {
+      case PGOUTPUT.begin:
+        this.#onBegin(parseBegin(buffer, start + 1))
+        return undefined
+      case PGOUTPUT.origin:
+        // Applied at the provider from elsewhere: it reaches us from there. Providers from 16 on do not even send it.
+        this.#skip = true
+        return undefined
+      case PGOUTPUT.relation: {
+        const remote = parseRelation(buffer, start + 1)
+        this.#tables.set(remote.id, newTable(remote))
+        return undefined
+      }
+      case PGOUTPUT.insert:
+      case PGOUTPUT.update:
+      case PGOUTPUT.delete:
+        return this.#skip ? undefined : this.#onChange(buffer, start, end)
+      case PGOUTPUT.truncate:
+        return this.#skip ? undefined : this.#onTruncate(Buffer.from(buffer.subarray(start + 1, end)))
+      case PGOUTPUT.commit:
+        this.#onCommit(parseCommit(buffer, start + 1).endLsn)
+        return undefined
+      case PGOUTPUT.type:
+      case PGOUTPUT.message:
+        return undefined
+      default:
+        throw new SternaError('PROTOCOL_VIOLATION', {
+          address: 'the provider',
+          reason: `unknown change message 0x${buffer[start]?.toString(16)}`,
+        })
+    }
+  }
+
+  #onBegin(begin: BeginMessage): void {
+    this.#transaction = begin
+    this.#changes = 0
+    this.#started = false
+    // The slot may repeat what is applied already: after a crash it starts at the last confirmed position.
+    this.#skip = this.#previousLsn !== null && begin.finalLsn <= this.#previousLsn
+  }
+
+  #onCommit(endLsn: Lsn): void {
+    const { finalLsn, commitTime } = this.#current()
+    if (this.#started) {
+      this.#session.commit({ finalLsn, endLsn, commitTime, changes: this.#changes })
+      this.#previousLsn = finalLsn
+    } else this.#options.onNothingToApply(endLsn)
+    this.#transaction = undefined
+  }
+
+  #onChange(buffer: Buffer, start: number, end: number): Promise<void> | undefined {
+    const table = this.#table(buffer.readUInt32BE(start + 1))
+    if (this.#started && table.plan) {
+      this.#write(table, table.plan, buffer, start)
+      return undefined
+    }
+    if (this.#options.clock.isPast(this.#current().commitTime)) {
+      this.#start()
+      if (table.plan) {
+        this.#write(table, table.plan, buffer, start)
+        return undefined
+      }
+    }
+    return this.#onChangeSlowly(table, Buffer.from(buffer.subarray(start, end)))
+  }
+
+  async #onChangeSlowly(table: Table, message: Buffer): Promise<void> {
+    await this.#startWhenPast()
+    this.#write(table, table.plan ?? (await this.#loadPlan(table)), message, 0)
+  }
+
+  async #startWhenPast(): Promise<void> {
+    if (this.#started) return
+    const { commitTime } = this.#current()
+    const { clock, signal, onClockAhead } = this.#options
+    if (!clock.isPast(commitTime)) await clock.waitUntilPast(commitTime, signal, onClockAhead)
+    this.#start()
+  }
+
+  #start(): void {
+    if (this.#started) return
+    const { finalLsn, commitTime } = this.#current()
+    this.#session.begin(finalLsn, commitTime, this.#previousLsn)
+    this.#started = true
+  }
+
+  /** Reads the local table's description inside the open transaction, which may have created the table just now. */
+  async #loadPlan(table: Table): Promise<TablePlan> {
+    const { schema, name } = table.remote
+    const [row] = await this.#session.lookup('select sterna.describe_table($1, $2)', [schema, name])
+    const text = row?.[0]
+    const plan = planTable(table.remote, text == null ? null : (JSON.parse(text) as LocalTable))
+    if (plan.needsText && this.#options.binary) throw new TextTransferNeeded()
+    table.plan = plan
+    return plan
+  }
+
+  #write(table: Table, plan: TablePlan, buffer: Buffer, start: number): void {
+    this.#changes++
+    const type = buffer[start]
+    if (type === PGOUTPUT.insert) {
+      this.#new.read(buffer, start + 6)
+      this.#put(table, plan, 'insert', buffer)
+      if (plan.label === DDL_QUEUE) this.#applyDdl(plan, buffer)
+    } else if (type === PGOUTPUT.update) this.#update(table, plan, buffer, start)
+    else {
+      this.#old.read(buffer, start + 6)
+      this.#remove(table, plan, buffer)
+    }
+  }
+
+  #update(table: Table, plan: TablePlan, buffer: Buffer, start: number): void {
+    const hasOld = buffer[start + 5] !== TUPLE.new
+    const newAt = hasOld ? this.#old.read(buffer, start + 6) : start + 5
+    this.#new.read(buffer, newAt + 1)
+    if (plan.keyPositions.length === 0) {
+      throw new SternaError('KEY_DIFFERS', { table: plan.label, local: ['none'], remote: ['the whole row'] })
+    }
+    const oldIsWhole = buffer[start + 5] === TUPLE.old
+    if (this.#new.hasUnchanged && oldIsWhole) this.#fillUnchangedFromOld()
+    const keyChanged = hasOld && plan.keyPositions.some((position) => !this.#new.sameValue(position, this.#old, buffer))
+    if (this.#new.hasUnchanged) return this.#patch(table, plan, buffer, keyChanged ? this.#old : this.#new)
+    if (keyChanged) this.#remove(table, plan, buffer)
+    this.#put(table, plan, 'update', buffer)
+  }
+
+  /** With REPLICA IDENTITY FULL the old tuple has the values that the new one leaves out. */
+  #fillUnchangedFromOld(): void {
+    const { kinds, starts, lengths, count } = this.#new
+    for (let i = 0; i < count; i++) {
+      if (kinds[i] !== COLUMN_KIND.unchanged) continue
+      kinds[i] = this.#old.kinds[i]!
+      starts[i] = this.#old.starts[i]!
+      lengths[i] = this.#old.lengths[i]!
+    }
+    this.#new.hasUnchanged = kinds.subarray(0, count).includes(COLUMN_KIND.unchanged)
+  }
+
+  #put(table: Table, plan: TablePlan, operation: 'insert' | 'update', buffer: Buffer): void {
+    const keyless = plan.keyPositions.length === 0
+    table[operation] ??= this.#session.prepare(
+      putSql(plan, this.#options.originNodeId),
+      keyless ? plan.typeOids : [...plan.typeOids, TIMESTAMPTZ_OID],
+      { table: plan.label, operation },
+    )
+    const statement = table[operation]
+    const { count } = this.#new
+    this.#openBind(statement, keyless ? count : count + 1)
+    for (let i = 0; i < count; i++) this.#format(this.#new, i)
+    this.#openValues(keyless ? count : count + 1, !keyless)
+    for (let i = 0; i < count; i++) this.#value(this.#new, i, buffer)
+    this.#closeBind(statement, !keyless)
+  }
+
+  #patch(table: Table, plan: TablePlan, buffer: Buffer, keys: TupleLayout): void {
+    const sent: number[] = []
+    for (let i = 0; i < this.#new.count; i++) if (this.#new.kinds[i] !== COLUMN_KIND.unchanged) sent.push(i)
+    const mask = sent.join(',')
+    let statement = table.patches.get(mask)
+    if (!statement) {
+      const types = [...sent, ...plan.keyPositions].map((position) => plan.typeOids[position]!)
+      const purpose = { table: plan.label, operation: 'update' } as const
+      statement = this.#session.prepare(patchSql(plan, sent, this.#options.originNodeId), [...types, TIMESTAMPTZ_OID], purpose)
+      table.patches.set(mask, statement)
+    }
+    const count = sent.length + plan.keyPositions.length + 1
+    this.#openBind(statement, count)
+    for (const position of sent) this.#format(this.#new, position)
+    for (const position of plan.keyPositions) this.#format(keys, position)
+    this.#openValues(count, true)
+    for (const position of sent) this.#value(this.#new, position, buffer)
+    for (const position of plan.keyPositions) this.#value(keys, position, buffer)
+    this.#closeBind(statement, true)
+  }
+
+  #remove(table: Table, plan: TablePlan, buffer: Buffer): void {
+    table.remove ??= this.#session.prepare(
+      deleteSql(plan, this.#options.originNodeId),
+      [...plan.keyPositions.map((position) => plan.typeOids[position]!), TIMESTAMPTZ_OID],
+      { table: plan.label, operation: 'delete' },
+    )
+    const count = plan.keyPositions.length + 1
+    this.#openBind(table.remove, count)
+    for (const position of plan.keyPositions) this.#format(this.#old, position)
+    this.#openValues(count, true)
+    for (const position of plan.keyPositions) this.#value(this.#old, position, buffer)
+    this.#closeBind(table.remove, true)
+  }
+
+  async #onTruncate(message: Buffer): Promise<void> {
+    const { relationIds, restartIdentity } = parseTruncate(message, 0)
+    await this.#startWhenPast()
+    for (const id of relationIds) {
+      const table = this.#table(id)
+      const plan = table.plan ?? (await this.#loadPlan(table))
+      const purpose = { table: plan.label, operation: 'truncate' } as const
+      table.truncate ??= this.#session.prepare(truncateSql(plan, this.#options.originNodeId), [TIMESTAMPTZ_OID], purpose)
+      this.#openBind(table.truncate, 1)
+      this.#openValues(1, true)
+      this.#closeBind(table.truncate, true)
+      this.#changes++
+      if (restartIdentity) {
+        await this.#session.lookup('select sterna.apply_restart_identity($1, $2)', [table.remote.schema, table.remote.name])
+      }
+    }
+  }
+
+  /** Runs a captured statement where it stands in the stream; what is known of local tables may be wrong afterwards. */
+  #applyDdl(plan: TablePlan, buffer: Buffer): void {
+    const statement = this.#session.prepare('select sterna.ddl_apply($1, $2, $3)', [0, TEXT_OID, TEXT_OID], { table: DDL_QUEUE, operation: 'ddl' })
+    const positions = ['role_name', 'search_path', 'command'].map((name) => plan.remote.columns.findIndex((column) => column.name === name))
+    assert(
+      positions.every((position) => position >= 0),
+      'ddl_queue has role_name, search_path and command',
+    )
+    this.#openBind(statement, 3)
+    for (const position of positions) this.#format(this.#new, position)
+    this.#openValues(3, false)
+    for (const position of positions) this.#value(this.#new, position, buffer)
+    this.#closeBind(statement, false)
+    for (const [id, table] of this.#tables) this.#tables.set(id, newTable(table.remote))
+  }
+
+  #openBind(statement: PreparedStatement, count: number): void {
+    const w = this.#session.writer
+    w.begin(FRONTEND.bind).bytes(statement.bindPrefix).int16(count)
+  }
+
+  #format(layout: TupleLayout, position: number): void {
+    this.#session.writer.int16(layout.kinds[position] === COLUMN_KIND.binary ? 1 : 0)
+  }
+
+  #openValues(count: number, withTime: boolean): void {
+    if (withTime) this.#session.writer.int16(1)
+    this.#session.writer.int16(count)
+  }
+
+  #value(layout: TupleLayout, position: number, buffer: Buffer): void {
+    const w = this.#session.writer
+    const length = layout.lengths[position]!
+    w.int32(length)
+    if (length > 0) w.bytes(buffer, layout.starts[position]!, layout.starts[position]! + length)
+  }
+
+  #closeBind(statement: PreparedStatement, withTime: boolean): void {
+    const w = this.#session.writer
+    if (withTime) this.#time(this.#current().commitTime)
+    w.int16(0).end()
+    this.#session.execute(statement)
+  }
+
+  #time(time: PgTime): void {
+    this.#session.writer.int32(8).int64(time)
+  }
+
+  #table(id: number): Table {
+    const table = this.#tables.get(id)
+    if (!table) throw new SternaError('PROTOCOL_VIOLATION', { address: 'the provider', reason: `a change of a table it did not describe (${id})` })
+    return table
+  }
+
+  #current(): BeginMessage {
+    if (!this.#transaction) throw new SternaError('PROTOCOL_VIOLATION', { address: 'the provider', reason: 'a change outside a transaction' })
+    return this.#transaction
+  }
+}
+
+function newTable(remote: RemoteRelation): Table {
+  return { remote, plan: undefined, insert: undefined, update: undefined, remove: undefined, truncate: undefined, patches: new Map() }
+}

@@ -1,0 +1,273 @@
+import { SternaError } from '../../core/errors.ts'
+import type { Lsn } from '../../core/lsn.ts'
+import type { PgTime } from '../../core/pg-time.ts'
+import { BACKEND, cstringEnd, parseDataRow, parseServerMessage } from '../../pgwire/backend.ts'
+import { FRONTEND, writeBindText, writeExecute, writeFlush, writeParse, writeSync, writeTerminate } from '../../pgwire/frontend.ts'
+import { MessageWriter } from '../../pgwire/message-writer.ts'
+import { PgConnection } from '../../postgres/connection.ts'
+import type { ConnectTarget } from '../../postgres/dsn.ts'
+import { ServerError } from '../../postgres/server-error.ts'
+import { WireSocket } from '../../postgres/wire-socket.ts'
+
+/** Above this many bytes waiting for the server, the applier stops taking changes. */
+const MAX_UNSENT_BYTES = 1024 * 1024
+const FLUSH_BYTES = 48 * 1024
+
+const PG_LSN_OID = 3220
+const TIMESTAMPTZ_OID = 1184
+
+/**
+ * Opens a remote transaction locally, in one statement at its head: refuses unless the server's clock is past the
+ * change's timestamp and unless exactly the transaction before it was the last applied (one that failed in the middle of
+ * the pipeline must not be skipped by those behind it); takes a transaction id, so that progress moves even if every
+ * change loses; gives the commit the remote's origin, LSN and timestamp.
+ */
+const BEGIN_SQL = `select pg_catalog.pg_current_xact_id(), pg_catalog.pg_replication_origin_xact_setup(
+  case when pg_catalog.clock_timestamp() > $2
+        and pg_catalog.pg_replication_origin_session_progress(false) is not distinct from $3
+       then $1 else sterna.apply_refused($1, $2, $3) end, $2)`
+
+/** What a statement in flight was for; one object per prepared statement, shared by its executions. */
+export interface Purpose {
+  /** `table`, qualified, for messages. */
+  readonly table: string
+  readonly operation: 'insert' | 'update' | 'delete' | 'truncate' | 'ddl' | 'begin'
+}
+
+/** A remote transaction under way or done. */
+export interface AppliedTransaction {
+  readonly finalLsn: Lsn
+  readonly endLsn: Lsn
+  readonly commitTime: PgTime
+  readonly changes: number
+}
+
+interface Lookup {
+  readonly rows: (string | null)[][]
+  readonly resolve: (rows: (string | null)[][]) => void
+  readonly reject: (error: SternaError) => void
+}
+
+type Expected = { readonly tag: 'statement'; readonly purpose: Purpose } | { readonly tag: 'lookup'; readonly lookup: Lookup } | { readonly tag: 'commit'; readonly transaction: AppliedTransaction }
+
+export interface ApplyHandler {
+  onCommitted(transaction: AppliedTransaction): void
+  /** A change touched no row: the local row, if there is one, is newer. */
+  onNothingChanged(purpose: Purpose): void
+  /** The session is over. `purpose`: what failed, where a statement did. */
+  onEnd(error: SternaError, purpose: Purpose | undefined): void
+}
+
+/** A statement prepared in the session. `purpose.expected` objects are made once, here. */
+export interface PreparedStatement {
+  readonly name: string
+  /** Head of a Bind message to the unnamed portal: both names. */
+  readonly bindPrefix: Buffer
+  readonly expected: Expected
+}
+
+/**
+ * A session in which remote transactions are applied: pipelined, each as one implicit transaction between two Syncs,
+ * without a round trip. After any error the whole session is discarded, because the origin, LSN and timestamp given for
+ * a transaction outlive its rollback and would be inherited by the next commit.
+ */
+export class ApplySession {
+  readonly #wire: WireSocket
+  readonly #handler: ApplyHandler
+  readonly #queue: Expected[] = []
+  #queueHead = 0
+  #statements = 0
+  #ended = false
+  #begin!: PreparedStatement
+  readonly writer = new MessageWriter()
+  /** The LSN that the origin's progress had when the session began; null: nothing applied yet. */
+  readonly startProgress: Lsn | null
+
+  private constructor(wire: WireSocket, handler: ApplyHandler, startProgress: Lsn | null) {
+    this.#wire = wire
+    this.#handler = handler
+    this.startProgress = startProgress
+  }
+
+  /**
+   * Opens a session that applies for `originName`.
+   * @throws ServerError 55006 while another session still applies for this origin (retry)
+   */
+  static async open(target: ConnectTarget, applicationName: string, originName: string, handler: ApplyHandler): Promise<ApplySession> {
+    const wire = await WireSocket.open(target, {
+      applicationName,
+      parameters: {
+        session_replication_role: 'replica',
+        synchronous_commit: 'off',
+        statement_timeout: '0',
+        lock_timeout: '0',
+        idle_in_transaction_session_timeout: '0',
+        search_path: 'pg_catalog',
+        row_security: 'off',
+      },
+    })
+    const connection = PgConnection.over(wire)
+    try {
+      await connection.query('select pg_replication_origin_session_setup($1)', [originName])
+      const row = await connection.row<{ lsn: string | null }>('select pg_replication_origin_session_progress(false) - \'0/0\'::pg_lsn as lsn')
+      const session = new ApplySession(wire, handler, row?.lsn == null ? null : (BigInt(row.lsn) as Lsn))
+      session.#takeOver()
+      return session
+    } catch (error) {
+      connection.destroy()
+      throw error
+    }
+  }
+
+  #takeOver(): void {
+    this.#wire.onFrame = (type, buffer, start, end) => this.#onFrame(type, buffer, start, end)
+    this.#wire.onClose = (error) => this.#end(error, undefined)
+    this.#begin = this.prepare(BEGIN_SQL, [PG_LSN_OID, TIMESTAMPTZ_OID, PG_LSN_OID], { table: '', operation: 'begin' })
+  }
+
+  /** True while the server does not keep up: stop giving it changes until `onceReady`. */
+  get congested(): boolean {
+    return this.#wire.unsentBytes > MAX_UNSENT_BYTES
+  }
+
+  /** Calls once when the server has taken what was sent. */
+  onceReady(call: () => void): void {
+    this.#wire.onceDrained(call)
+  }
+
+  /** Nothing sent is unanswered. */
+  get idle(): boolean {
+    return this.#queueHead === this.#queue.length
+  }
+
+  /** Prepares a statement; it may be executed at once, the server answers in order. */
+  prepare(sql: string, paramTypes: readonly number[], purpose: Purpose): PreparedStatement {
+    const name = `s${++this.#statements}`
+    writeParse(this.writer, name, sql, paramTypes)
+    return { name, bindPrefix: Buffer.from(`\0${name}\0`), expected: { tag: 'statement', purpose } }
+  }
+
+  /** First statement of a remote transaction. `previousLsn`: of the transaction applied before it. */
+  begin(finalLsn: Lsn, commitTime: PgTime, previousLsn: Lsn | null): void {
+    const w = this.writer
+    w.begin(FRONTEND.bind).bytes(this.#begin.bindPrefix).int16(1).int16(1).int16(3)
+    w.int32(8).int64(finalLsn).int32(8).int64(commitTime)
+    if (previousLsn === null) w.int32(-1)
+    else w.int32(8).int64(previousLsn)
+    w.int16(0).end()
+    this.execute(this.#begin)
+  }
+
+  /** Executes what was just bound to the unnamed portal with a Bind for `statement`. */
+  execute(statement: PreparedStatement): void {
+    writeExecute(this.writer)
+    this.#queue.push(statement.expected)
+    if (this.writer.at > FLUSH_BYTES) this.flush()
+  }
+
+  /** Ends the implicit transaction: the server commits. */
+  commit(transaction: AppliedTransaction): void {
+    writeSync(this.writer)
+    this.#queue.push({ tag: 'commit', transaction })
+  }
+
+  /** Sends what has been written so far. */
+  flush(): void {
+    if (this.writer.at > 0) this.#wire.write(this.writer.take())
+  }
+
+  /** Runs a query inside the open transaction and waits for its rows, as text. For the rare cases: it costs a round trip. */
+  lookup(sql: string, params: readonly (string | null)[]): Promise<(string | null)[][]> {
+    return new Promise((resolve, reject) => {
+      if (this.#ended) return reject(new SternaError('CONNECTION_LOST', { address: this.#wire.address, reason: 'the session has ended' }))
+      writeParse(this.writer, '', sql)
+      writeBindText(this.writer, '', params)
+      writeExecute(this.writer)
+      writeFlush(this.writer)
+      this.#queue.push({ tag: 'lookup', lookup: { rows: [], resolve, reject } })
+      this.flush()
+    })
+  }
+
+  /** Ends the session; an open transaction is rolled back by the server. Never rejects. */
+  async close(): Promise<void> {
+    this.#ended = true
+    const writer = new MessageWriter(16)
+    writeTerminate(writer)
+    await this.#wire.end(writer.take())
+    this.#rejectLookups(new SternaError('CONNECTION_LOST', { address: this.#wire.address, reason: 'closed by us' }))
+  }
+
+  #onFrame(type: number, buffer: Buffer, start: number, end: number): void {
+    switch (type) {
+      case BACKEND.bindComplete:
+      case BACKEND.parseComplete:
+      case BACKEND.closeComplete:
+      case BACKEND.notice:
+      case BACKEND.parameterStatus:
+      case BACKEND.notification:
+      case BACKEND.noData:
+      case BACKEND.rowDescription:
+        return
+      case BACKEND.dataRow: {
+        const expected = this.#queue[this.#queueHead]
+        if (expected?.tag === 'lookup') expected.lookup.rows.push(parseDataRow(buffer, start))
+        return
+      }
+      case BACKEND.emptyQueryResponse:
+      case BACKEND.commandComplete: {
+        const expected = this.#next()
+        if (expected?.tag === 'lookup') expected.lookup.resolve(expected.lookup.rows)
+        else if (expected?.tag === 'statement' && tagSaysZero(buffer, start)) this.#handler.onNothingChanged(expected.purpose)
+        return
+      }
+      case BACKEND.readyForQuery: {
+        const expected = this.#next()
+        if (expected?.tag === 'commit') this.#handler.onCommitted(expected.transaction)
+        return
+      }
+      case BACKEND.error: {
+        const error = new ServerError(this.#wire.address, parseServerMessage(buffer, start, end))
+        const head = this.#queue[this.#queueHead]
+        this.#end(error, head?.tag === 'statement' ? head.purpose : undefined)
+        return
+      }
+      default: {
+        const reason = `message type 0x${type.toString(16)} while applying`
+        this.#end(new SternaError('PROTOCOL_VIOLATION', { address: this.#wire.address, reason }), undefined)
+      }
+    }
+  }
+
+  #next(): Expected | undefined {
+    const expected = this.#queue[this.#queueHead++]
+    if (this.#queueHead === this.#queue.length) {
+      this.#queue.length = 0
+      this.#queueHead = 0
+    } else if (this.#queueHead > 8192) {
+      this.#queue.splice(0, this.#queueHead)
+      this.#queueHead = 0
+    }
+    return expected
+  }
+
+  #end(error: SternaError, purpose: Purpose | undefined): void {
+    if (this.#ended) return
+    this.#ended = true
+    this.#rejectLookups(error)
+    this.#wire.fail(error)
+    this.#handler.onEnd(error, purpose)
+  }
+
+  #rejectLookups(error: SternaError): void {
+    for (const expected of this.#queue.slice(this.#queueHead)) {
+      if (expected.tag === 'lookup') expected.lookup.reject(error)
+    }
+  }
+}
+
+/** Whether a command tag ends in a count of zero: `UPDATE 0`, `INSERT 0 0`. */
+function tagSaysZero(buffer: Buffer, start: number): boolean {
+  const end = cstringEnd(buffer, start)
+  return buffer[end - 1] === 0x30 && buffer[end - 2] === 0x20
+}

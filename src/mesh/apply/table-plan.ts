@@ -1,0 +1,129 @@
+import { SternaError } from '../../core/errors.ts'
+import { quoteIdent, quoteQualified } from '../../core/quote.ts'
+import type { RemoteRelation } from '../../pgwire/pgoutput.ts'
+
+/** A column of the local table. */
+export interface LocalColumn {
+  readonly name: string
+  readonly typeOid: number
+  readonly generated: boolean
+  readonly identityAlways: boolean
+  /** The type's binary form holds object ids of its server: it must travel as text. */
+  readonly binaryUnsafe: boolean
+}
+
+/** The local table that a remote one maps to. `key`: columns of its replica identity or primary key; null: none. */
+export interface LocalTable {
+  readonly kind: 'r' | 'p'
+  readonly columns: readonly LocalColumn[]
+  readonly key: readonly string[] | null
+}
+
+/** How changes to one remote table are applied here: pure text, made once for each description of the table. */
+export interface TablePlan {
+  readonly remote: RemoteRelation
+  /** `schema.table` for messages. */
+  readonly label: string
+  readonly target: string
+  /** Positions of the key's columns in the remote tuple, in the local key's order; empty for a table without key. */
+  readonly keyPositions: readonly number[]
+  /** Local type OID of each remote column. */
+  readonly typeOids: readonly number[]
+  /** Whether any column must travel as text. */
+  readonly needsText: boolean
+  /** Generated-always identity columns, which an UPDATE cannot set. */
+  readonly fixedPositions: ReadonlySet<number>
+}
+
+const FIRST_USER_OID = 16_384
+
+/**
+ * Maps a remote table onto the local one by names.
+ * @throws TABLE_MISSING, COLUMN_MISSING, KEY_DIFFERS
+ */
+export function planTable(remote: RemoteRelation, local: LocalTable | null): TablePlan {
+  const label = `${remote.schema}.${remote.name}`
+  if (!local) throw new SternaError('TABLE_MISSING', { table: label })
+  const byName = new Map(local.columns.map((column) => [column.name, column]))
+  const columns = remote.columns.map((column) => {
+    const found = byName.get(column.name)
+    if (!found || found.generated) throw new SternaError('COLUMN_MISSING', { table: label, column: column.name })
+    return found
+  })
+  const key = local.key ?? []
+  const keyPositions = key.map((name) => {
+    const position = remote.columns.findIndex((column) => column.name === name)
+    const sent = position >= 0 && (remote.columns[position]!.isKey || remote.replicaIdentity === 'n')
+    if (!sent) throw new SternaError('KEY_DIFFERS', { table: label, local: key, remote: keyNames(remote) })
+    return position
+  })
+  const remoteKey = keyNames(remote)
+  if (remote.replicaIdentity !== 'f' && remoteKey.length > 0 && remoteKey.length !== key.length) {
+    throw new SternaError('KEY_DIFFERS', { table: label, local: key.length > 0 ? key : ['none'], remote: remoteKey })
+  }
+  const typeDiffers = (position: number): boolean => {
+    const remoteOid = remote.columns[position]!.typeOid
+    return remoteOid < FIRST_USER_OID && remoteOid !== columns[position]!.typeOid
+  }
+  return {
+    remote,
+    label,
+    target: quoteQualified(remote.schema, remote.name),
+    keyPositions,
+    typeOids: columns.map((column) => column.typeOid),
+    needsText: columns.some((column, position) => column.binaryUnsafe || typeDiffers(position)),
+    fixedPositions: new Set(columns.flatMap((column, position) => (column.identityAlways ? [position] : []))),
+  }
+}
+
+function keyNames(remote: RemoteRelation): string[] {
+  return remote.columns.filter((column) => column.isKey).map((column) => column.name)
+}
+
+/**
+ * The condition under which a change may replace the local row `t`: the change's version is not smaller. The first
+ * branch decides nearly always and reads one timestamp; after a lock wait PostgreSQL evaluates it again on the new row.
+ */
+function notNewer(timeParam: number, originNodeId: number): string {
+  return `case when pg_catalog.pg_xact_commit_timestamp(t.xmin) < $${timeParam} then true else sterna.version_not_greater(t.xmin, $${timeParam}, ${originNodeId}) end`
+}
+
+/**
+ * Inserts the row, or replaces the one that has its key unless that is newer. Serves INSERT and UPDATE alike: an update
+ * whose row is not here yet creates it. Parameters: all remote columns in order, then the commit timestamp.
+ */
+export function putSql(plan: TablePlan, originNodeId: number): string {
+  const names = plan.remote.columns.map((column) => quoteIdent(column.name))
+  const values = names.map((_, position) => `$${position + 1}`)
+  const insert = `insert into ${plan.target} as t (${names.join(', ')}) overriding system value values (${values.join(', ')})`
+  if (plan.keyPositions.length === 0) return insert
+  const key = plan.keyPositions.map((position) => names[position])
+  const settable = names.filter((_, position) => !plan.keyPositions.includes(position) && !plan.fixedPositions.has(position))
+  // A table of nothing but its key still takes the newer version: setting the key to itself rewrites the row.
+  const set = (settable.length > 0 ? settable : key).map((name) => `${name} = excluded.${name}`)
+  return `${insert} on conflict (${key.join(', ')}) do update set ${set.join(', ')} where ${notNewer(names.length + 1, originNodeId)}`
+}
+
+/**
+ * Updates the columns that the stream carries; the others are unchanged TOAST values. Raises when the row is not here,
+ * because then they are not known. Parameters: the sent columns in order, the key, the commit timestamp.
+ */
+export function patchSql(plan: TablePlan, sentPositions: readonly number[], originNodeId: number): string {
+  const name = (position: number): string => quoteIdent(plan.remote.columns[position]!.name)
+  const set = sentPositions.flatMap((position, i) => (plan.fixedPositions.has(position) ? [] : [`${name(position)} = $${i + 1}`]))
+  const where = plan.keyPositions.map((position, i) => `t.${name(position)} = $${sentPositions.length + i + 1}`).join(' and ')
+  const time = sentPositions.length + plan.keyPositions.length + 1
+  return `with done as (update ${plan.target} t set ${set.join(', ')} where ${where} and ${notNewer(time, originNodeId)} returning 1)
+    select 1 from done union all select sterna.apply_row_missing() where not exists (select from done) and not exists (select from ${plan.target} t where ${where})`
+}
+
+/** Deletes the row unless it is newer. Parameters: the key, then the commit timestamp. */
+export function deleteSql(plan: TablePlan, originNodeId: number): string {
+  const where = plan.keyPositions.map((position, i) => `t.${quoteIdent(plan.remote.columns[position]!.name)} = $${i + 1}`)
+  return `delete from ${plan.target} t where ${where.join(' and ')} and ${notNewer(plan.keyPositions.length + 1, originNodeId)}`
+}
+
+/** Removes the rows that are not newer than the truncate. Parameter: the commit timestamp. */
+export function truncateSql(plan: TablePlan, originNodeId: number): string {
+  return `delete from ${plan.target} t where ${notNewer(1, originNodeId)}`
+}

@@ -1,0 +1,105 @@
+-- What apply calls on the rare paths: comparing versions when the cheap test does not decide, describing a local table.
+
+-- Whether the version of a row, given by its xmin, is not greater than (ts, node): the change (ts, node) may replace it.
+-- Unknown timestamps (own transaction, or older than track_commit_timestamp) count as older than everything.
+create function sterna.version_not_greater(row_xmin xid, ts timestamptz, node integer) returns boolean
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+  v_time timestamptz;
+  v_origin oid;
+  v_node integer;
+begin
+  select c.timestamp, c.roident into v_time, v_origin from pg_catalog.pg_xact_commit_timestamp_origin(row_xmin) c;
+  if v_time is null or v_time < ts then
+    return true;
+  elsif v_time > ts then
+    return false;
+  end if;
+  if v_origin = 0 then
+    select l.node_id into v_node from sterna.local_node l;
+  else
+    select substring(o.roname from '^sterna_\d+_(\d+)')::integer into v_node
+      from pg_catalog.pg_replication_origin o where o.roident = v_origin;
+  end if;
+  return coalesce(v_node, 0) <= node;
+end $$;
+
+-- Whether the binary form of a type holds object ids of the server it came from, which mean something else elsewhere:
+-- reg* types, composites, arrays of user-defined types, and what is built on them.
+create function sterna.binary_unsafe(type_oid oid) returns boolean
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+  t record;
+begin
+  select p.typtype, p.typelem, p.typcategory, p.typbasetype, p.typname, p.typsubscript
+    into t from pg_catalog.pg_type p where p.oid = type_oid;
+  if t.typtype = 'c' or t.typtype = 'p' then
+    return true;
+  elsif t.typtype = 'd' then
+    return sterna.binary_unsafe(t.typbasetype);
+  elsif t.typtype in ('r', 'm') then
+    return sterna.binary_unsafe((select r.rngsubtype from pg_catalog.pg_range r where type_oid in (r.rngtypid, r.rngmultitypid)));
+  elsif t.typelem <> 0 and t.typcategory = 'A' then
+    return t.typelem >= 16384 or sterna.binary_unsafe(t.typelem);
+  end if;
+  return t.typname in ('regclass', 'regproc', 'regprocedure', 'regoper', 'regoperator', 'regtype', 'regrole',
+                       'regnamespace', 'regconfig', 'regdictionary', 'regcollation');
+end $$;
+
+-- A local table as apply needs it, or null if there is none: its columns, and its key (replica identity index, else
+-- primary key; deferrable keys do not count).
+create function sterna.describe_table(schema_name text, table_name text) returns jsonb
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select jsonb_build_object(
+    'kind', c.relkind,
+    'columns', (
+      select jsonb_agg(jsonb_build_object(
+        'name', a.attname, 'typeOid', a.atttypid::bigint, 'generated', a.attgenerated <> '',
+        'identityAlways', a.attidentity = 'a', 'binaryUnsafe', sterna.binary_unsafe(a.atttypid)) order by a.attnum)
+      from pg_catalog.pg_attribute a where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped),
+    'key', (
+      select (
+        select jsonb_agg(a.attname order by k.position)
+        from unnest(i.indkey) with ordinality as k(attnum, position)
+        join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attnum = k.attnum
+        where k.position <= i.indnkeyatts)
+      from pg_catalog.pg_index i
+      where i.indrelid = c.oid and i.indimmediate and i.indisvalid
+        and ((c.relreplident = 'i' and i.indisreplident) or (c.relreplident <> 'i' and i.indisprimary))
+      limit 1))
+  from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+  where n.nspname = schema_name and c.relname = table_name and c.relkind in ('r', 'p')
+$$;
+
+revoke all on function sterna.version_not_greater(xid, timestamptz, integer) from public;
+revoke all on function sterna.binary_unsafe(oid) from public;
+revoke all on function sterna.describe_table(text, text) from public;
+
+-- Raised by apply when an update leaves TOAST values unchanged and the row is not here: the values are not in the stream.
+create function sterna.apply_row_missing() returns integer
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  raise exception 'the row to update is not here, and the change does not carry its large values'
+    using errcode = 'ST003', hint = 'It is retried, and passes when the row arrives from its origin.';
+end $$;
+revoke all on function sterna.apply_row_missing() from public;
+
+-- Restarts the sequences that belong to a table's columns, as TRUNCATE ... RESTART IDENTITY did at the origin.
+create function sterna.apply_restart_identity(schema_name text, table_name text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  s regclass;
+begin
+  for s in
+    select d.objid::regclass
+      from pg_catalog.pg_depend d
+      join pg_catalog.pg_class q on q.oid = d.objid and q.relkind = 'S'
+      join pg_catalog.pg_class c on c.oid = d.refobjid
+      join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+     where d.classid = 'pg_class'::regclass and d.refclassid = 'pg_class'::regclass and d.deptype in ('a', 'i')
+       and n.nspname = schema_name and c.relname = table_name
+  loop
+    execute format('alter sequence %s restart', s);
+  end loop;
+end $$;
+revoke all on function sterna.apply_restart_identity(text, text) from public;

@@ -1,0 +1,161 @@
+import { SternaError } from '../core/errors.ts'
+import { formatLsn, lsnOf, maxLsn, LSN_ZERO, type Lsn } from '../core/lsn.ts'
+import { pgTimeFromUnixMs } from '../core/pg-time.ts'
+import { quoteIdent, quoteLiteral } from '../core/quote.ts'
+import { BACKEND, parseServerMessage } from '../pgwire/backend.ts'
+import { FRONTEND, writeQuery, writeTerminate } from '../pgwire/frontend.ts'
+import { MessageWriter } from '../pgwire/message-writer.ts'
+import type { ConnectTarget } from './dsn.ts'
+import { ServerError } from './server-error.ts'
+import { WireSocket } from './wire-socket.ts'
+
+const XLOG_DATA = 0x77
+const KEEPALIVE = 0x6b
+const STATUS_UPDATE = 0x72
+const XLOG_HEADER_BYTES = 25
+
+export interface StreamOptions {
+  readonly slotName: string
+  readonly applicationName: string
+  readonly startLsn: Lsn
+  /** Options of the output plugin, such as `proto_version`. */
+  readonly pluginOptions: Readonly<Record<string, string>>
+  readonly signal?: AbortSignal
+}
+
+/** What the owner of a stream gets. All calls are synchronous and in order; the first may come before start() returns. */
+export interface StreamHandler {
+  /** One message of the output plugin: `buffer[start, end)`, valid during the call only. */
+  onData(buffer: Buffer, start: number, end: number): void
+  /** Every byte received so far has been handed out: a good moment to flush. */
+  onBatchEnd(): void
+  /** The provider has sent everything up to this position. */
+  onKeepalive(walEnd: Lsn, replyRequested: boolean): void
+  onEnd(error: SternaError): void
+}
+
+/** A walsender's stream of logical changes. Source: PostgreSQL docs, "Streaming Replication Protocol". */
+export class ReplicationStream {
+  readonly #wire: WireSocket
+  readonly #writer = new MessageWriter(256)
+  #receivedLsn: Lsn = LSN_ZERO
+  #lastReceivedAtMs = Date.now()
+
+  private constructor(wire: WireSocket) {
+    this.#wire = wire
+  }
+
+  /**
+   * Connects and starts streaming from the slot.
+   * @throws what WireSocket.open throws; ServerError (55006: the slot is in use; 42704: there is no such slot)
+   */
+  static async start(target: ConnectTarget, options: StreamOptions, handler: StreamHandler): Promise<ReplicationStream> {
+    const wire = await WireSocket.open(target, {
+      applicationName: options.applicationName,
+      replication: true,
+      ...(options.signal ? { signal: options.signal } : {}),
+    })
+    const stream = new ReplicationStream(wire)
+    const plugin = Object.entries(options.pluginOptions)
+      .map(([name, value]) => `${quoteIdent(name)} ${quoteLiteral(value)}`)
+      .join(', ')
+    const command = `START_REPLICATION SLOT ${quoteIdent(options.slotName)} LOGICAL ${formatLsn(options.startLsn)} (${plugin})`
+    await stream.#begin(command, handler)
+    return stream
+  }
+
+  /** End of the last message received, in the provider's WAL. */
+  get receivedLsn(): Lsn {
+    return this.#receivedLsn
+  }
+
+  /** Milliseconds since the Unix epoch of the last sign of life. */
+  get lastReceivedAtMs(): number {
+    return this.#lastReceivedAtMs
+  }
+
+  pause(): void {
+    this.#wire.pause()
+  }
+
+  resume(): void {
+    this.#wire.resume()
+  }
+
+  /** Tells the provider how far we are. `flushed` lets it recycle WAL: only what is durable here may be named. */
+  confirm(received: Lsn, flushed: Lsn, applied: Lsn, requestReply = false): void {
+    this.#writer
+      .begin(FRONTEND.copyData)
+      .byte(STATUS_UPDATE)
+      .int64(received)
+      .int64(flushed)
+      .int64(applied)
+      .int64(pgTimeFromUnixMs(Date.now()))
+      .byte(requestReply ? 1 : 0)
+      .end()
+    this.#wire.write(this.#writer.take())
+  }
+
+  async close(): Promise<void> {
+    this.#wire.onFrame = () => {}
+    this.#writer.begin(FRONTEND.copyDone).end()
+    writeTerminate(this.#writer)
+    await this.#wire.end(this.#writer.take())
+  }
+
+  #begin(command: string, handler: StreamHandler): Promise<void> {
+    const wire = this.#wire
+    return new Promise((resolve, reject) => {
+      let error: ServerError | undefined
+      wire.onClose = (reason) => reject(error ?? reason)
+      wire.onFrame = (type, buffer, start, end) => {
+        if (type === BACKEND.error) error = new ServerError(wire.address, parseServerMessage(buffer, start, end))
+        else if (type === BACKEND.copyBothResponse) {
+          // At once, not after the await: the first data may be in the same chunk.
+          this.#deliverTo(handler)
+          resolve()
+        } else if (type === BACKEND.readyForQuery) {
+          const reason = new SternaError('PROTOCOL_VIOLATION', { address: wire.address, reason: 'streaming did not start' })
+          wire.fail(error ?? reason)
+        }
+      }
+      writeQuery(this.#writer, command)
+      wire.write(this.#writer.take())
+    })
+  }
+
+  #deliverTo(handler: StreamHandler): void {
+    const wire = this.#wire
+    let failure: ServerError | undefined
+    wire.onClose = (reason) => handler.onEnd(failure ?? reason)
+    wire.onChunkEnd = () => {
+      this.#lastReceivedAtMs = Date.now()
+      handler.onBatchEnd()
+    }
+    wire.onFrame = (type, buffer, start, end) => {
+      if (type === BACKEND.copyData) {
+        const kind = buffer[start]
+        if (kind === XLOG_DATA) {
+          const at = lsnOf(buffer.readBigUInt64BE(start + 1))
+          if (at > this.#receivedLsn) this.#receivedLsn = at
+          handler.onData(buffer, start + XLOG_HEADER_BYTES, end)
+        } else if (kind === KEEPALIVE) {
+          const walEnd = lsnOf(buffer.readBigUInt64BE(start + 1))
+          this.#receivedLsn = maxLsn(this.#receivedLsn, walEnd)
+          handler.onKeepalive(walEnd, buffer[start + 17] === 1)
+        } else {
+          const reason = `unknown stream message 0x${(kind ?? 0).toString(16)}`
+          wire.fail(new SternaError('PROTOCOL_VIOLATION', { address: wire.address, reason }))
+        }
+      } else if (type === BACKEND.error) {
+        failure = new ServerError(wire.address, parseServerMessage(buffer, start, end))
+        wire.fail(failure)
+      } else if (type === BACKEND.copyDone || type === BACKEND.commandComplete) {
+        wire.fail(new SternaError('CONNECTION_LOST', { address: wire.address, reason: 'the provider ended the stream' }))
+      } else if (type !== BACKEND.notice && type !== BACKEND.parameterStatus) {
+        const reason = `message type 0x${type.toString(16)} in the stream`
+        wire.fail(new SternaError('PROTOCOL_VIOLATION', { address: wire.address, reason }))
+      }
+    }
+  }
+}
