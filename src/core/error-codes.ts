@@ -250,7 +250,8 @@ export const ERROR_CODES = {
   },
   CLUSTER_DIFFERS: {
     message: 'the cluster in {directory} has {existing}, but {asked} was asked for',
-    cause: 'A local cluster keeps the number of nodes, the ports and the PostgreSQL version it was created with.',
+    cause:
+      'A local cluster keeps the number of nodes, the ports and the PostgreSQL version it was created with.',
     action:
       'Leave that option out to go on with the existing cluster, take another --dir, or remove it with its data: sterna down --destroy.',
     retry: false,
@@ -286,36 +287,44 @@ export const ERROR_CODES = {
   },
   TABLE_MISSING: {
     message: 'table {table} is replicated but does not exist here',
-    cause: 'A change arrived for a table that this node does not have. Nothing is skipped: the subscription waits.',
-    action: 'Create {table} here with the same columns and key (set sterna.ddl_replication = off first). Applying resumes by itself.',
+    cause:
+      'A change arrived for a table that this node does not have. Nothing is skipped: the subscription waits.',
+    action:
+      'Create {table} here with the same columns and key (set sterna.ddl_replication = off first). Applying resumes by itself.',
     retry: true,
     exitCode: 3,
   },
   COLUMN_MISSING: {
     message: 'column {column} of table {table} is replicated but cannot be written here',
-    cause: 'The schemas differ: the column is missing on this node, or is generated here and not at the provider.',
-    action: 'Add column {column} to {table} on this node (set sterna.ddl_replication = off first). Applying resumes by itself.',
+    cause:
+      'The schemas differ: the column is missing on this node, or is generated here and not at the provider.',
+    action:
+      'Add column {column} to {table} on this node (set sterna.ddl_replication = off first). Applying resumes by itself.',
     retry: true,
     exitCode: 3,
   },
   KEY_DIFFERS: {
     message: 'table {table} has key ({local}) here and ({remote}) at the provider',
     cause: 'Rows cannot be matched: the primary key or replica identity differs between the nodes.',
-    action: 'Give {table} the same primary key on both nodes (set sterna.ddl_replication = off first). Applying resumes by itself.',
+    action:
+      'Give {table} the same primary key on both nodes (set sterna.ddl_replication = off first). Applying resumes by itself.',
     retry: true,
     exitCode: 3,
   },
   APPLY_FAILED: {
     message: '{operation} on {table} could not be applied: {reason} ({sqlstate})',
-    cause: 'PostgreSQL refused a change from the provider on this node. The whole transaction was rolled back; nothing is skipped.',
-    action: 'Remove the cause on this node (see the reason). It is retried with the same data until it succeeds.',
+    cause:
+      'PostgreSQL refused a change from the provider on this node. The whole transaction was rolled back; nothing is skipped.',
+    action:
+      'Remove the cause on this node (see the reason). It is retried with the same data until it succeeds.',
     retry: true,
     exitCode: 1,
   },
   DDL_FAILED: {
     message: 'a replicated schema change could not be applied: {reason} ({sqlstate})',
     cause: 'A CREATE, ALTER or DROP of another node does not fit the schema of this node.',
-    action: 'Bring the schema here to the state the statement expects (set sterna.ddl_replication = off first). It is retried until it succeeds.',
+    action:
+      'Bring the schema here to the state the statement expects (set sterna.ddl_replication = off first). It is retried until it succeeds.',
     retry: true,
     exitCode: 1,
   },
@@ -334,22 +343,27 @@ export const ERROR_CODES = {
     exitCode: 3,
   },
   NODE_IDENTITY_CLASH: {
-    message: 'the provider of {subscription} calls itself {provider} with id {id}, and so does node {known} here',
+    message:
+      'the provider of {subscription} calls itself {provider} with id {id}, and so does node {known} here',
     cause: 'Two nodes of one cluster have the same name or id.',
-    action: "Drop one node and create it again with another name, or with another id in its info: '{\"node_id\": 7}'.",
+    action:
+      'Drop one node and create it again with another name, or with another id in its info: \'{"node_id": 7}\'.',
     retry: true,
     exitCode: 3,
   },
   PROVIDER_REPLACED: {
     message: 'the server behind subscription {subscription} is not the one it was made with',
-    cause: 'The provider was replaced by another server, a copy, or a restored backup: its positions mean something else.',
+    cause:
+      'The provider was replaced by another server, a copy, or a restored backup: its positions mean something else.',
     action: 'If that was intended, drop the subscription and create it again after making the data equal.',
     retry: true,
     exitCode: 3,
   },
   PROVIDER_REWOUND: {
-    message: 'the provider of {subscription} is at WAL position {current}, before {applied}, which was applied here already',
-    cause: 'The provider was restored from a backup or replaced by a standby that was behind; new writes there would be skipped.',
+    message:
+      'the provider of {subscription} is at WAL position {current}, before {applied}, which was applied here already',
+    cause:
+      'The provider was restored from a backup or replaced by a standby that was behind; new writes there would be skipped.',
     action: 'Stop writing there. Drop the subscription and create it again after making the data equal.',
     retry: true,
     exitCode: 3,
@@ -363,7 +377,8 @@ export const ERROR_CODES = {
   },
   SLOT_LOST: {
     message: 'replication slot {slot} of subscription {subscription} is gone at the provider',
-    cause: 'It was dropped by hand, or invalidated because it held more WAL than max_slot_wal_keep_size allows. Changes are missing.',
+    cause:
+      'It was dropped by hand, or invalidated because it held more WAL than max_slot_wal_keep_size allows. Changes are missing.',
     action: 'Make the data equal, then drop the subscription and create it again.',
     retry: true,
     exitCode: 3,
@@ -371,14 +386,17 @@ export const ERROR_CODES = {
   SLOTS_EXHAUSTED: {
     message: 'the provider at {address} has no free replication slot or walsender: {reason}',
     cause: 'max_replication_slots or max_wal_senders is reached there.',
-    action: 'Raise both there (alter system set max_replication_slots = 40; alter system set max_wal_senders = 40) and restart it, or drop slots that nobody uses.',
+    action:
+      'Raise both there (alter system set max_replication_slots = 40; alter system set max_wal_senders = 40) and restart it, or drop slots that nobody uses.',
     retry: true,
     exitCode: 3,
   },
   ORIGINS_EXHAUSTED: {
     message: 'the server at {address} has no free replication origin: {reason}',
-    cause: 'max_active_replication_origins (18) or max_replication_slots (15 to 17) is reached on the subscriber.',
-    action: 'Raise it (alter system set max_active_replication_origins = 40; before 18: max_replication_slots) and restart the server.',
+    cause:
+      'max_active_replication_origins (18) or max_replication_slots (15 to 17) is reached on the subscriber.',
+    action:
+      'Raise it (alter system set max_active_replication_origins = 40; before 18: max_replication_slots) and restart the server.',
     retry: true,
     exitCode: 3,
   },
@@ -392,7 +410,8 @@ export const ERROR_CODES = {
   PRIVILEGE_MISSING: {
     message: 'role "{user}" at {address} lacks a privilege: {reason}',
     cause: 'Replication needs REPLICATION, origin functions, and session_replication_role.',
-    action: 'Run "sterna doctor" with this connection string: it lists all that is missing with the commands that grant it.',
+    action:
+      'Run "sterna doctor" with this connection string: it lists all that is missing with the commands that grant it.',
     retry: true,
     exitCode: 3,
   },
@@ -406,7 +425,8 @@ export const ERROR_CODES = {
   AGENT_ALREADY_RUNNING: {
     message: 'another agent already serves node {node} at {address}',
     cause: 'One agent per node: a second one would apply the same changes.',
-    action: 'Stop the other agent (its pid is in sterna.agent_state), or wait: this one takes over when it is gone.',
+    action:
+      'Stop the other agent (its pid is in sterna.agent_state), or wait: this one takes over when it is gone.',
     retry: true,
     exitCode: 3,
   },

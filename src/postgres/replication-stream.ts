@@ -49,7 +49,11 @@ export class ReplicationStream {
    * Connects and starts streaming from the slot.
    * @throws what WireSocket.open throws; ServerError (55006: the slot is in use; 42704: there is no such slot)
    */
-  static async start(target: ConnectTarget, options: StreamOptions, handler: StreamHandler): Promise<ReplicationStream> {
+  static async start(
+    target: ConnectTarget,
+    options: StreamOptions,
+    handler: StreamHandler,
+  ): Promise<ReplicationStream> {
     const wire = await WireSocket.open(target, {
       applicationName: options.applicationName,
       replication: true,
@@ -109,13 +113,17 @@ export class ReplicationStream {
       let error: ServerError | undefined
       wire.onClose = (reason) => reject(error ?? reason)
       wire.onFrame = (type, buffer, start, end) => {
-        if (type === BACKEND.error) error = new ServerError(wire.address, parseServerMessage(buffer, start, end))
+        if (type === BACKEND.error)
+          error = new ServerError(wire.address, parseServerMessage(buffer, start, end))
         else if (type === BACKEND.copyBothResponse) {
           // At once, not after the await: the first data may be in the same chunk.
           this.#deliverTo(handler)
           resolve()
         } else if (type === BACKEND.readyForQuery) {
-          const reason = new SternaError('PROTOCOL_VIOLATION', { address: wire.address, reason: 'streaming did not start' })
+          const reason = new SternaError('PROTOCOL_VIOLATION', {
+            address: wire.address,
+            reason: 'streaming did not start',
+          })
           wire.fail(error ?? reason)
         }
       }
@@ -151,7 +159,12 @@ export class ReplicationStream {
         failure = new ServerError(wire.address, parseServerMessage(buffer, start, end))
         wire.fail(failure)
       } else if (type === BACKEND.copyDone || type === BACKEND.commandComplete) {
-        wire.fail(new SternaError('CONNECTION_LOST', { address: wire.address, reason: 'the provider ended the stream' }))
+        wire.fail(
+          new SternaError('CONNECTION_LOST', {
+            address: wire.address,
+            reason: 'the provider ended the stream',
+          }),
+        )
       } else if (type !== BACKEND.notice && type !== BACKEND.parameterStatus) {
         const reason = `message type 0x${type.toString(16)} in the stream`
         wire.fail(new SternaError('PROTOCOL_VIOLATION', { address: wire.address, reason }))

@@ -3,10 +3,29 @@ import { SternaError } from '../../core/errors.ts'
 import type { Lsn } from '../../core/lsn.ts'
 import type { PgTime } from '../../core/pg-time.ts'
 import { FRONTEND } from '../../pgwire/frontend.ts'
-import { COLUMN_KIND, parseBegin, parseCommit, parseRelation, parseTruncate, PGOUTPUT, TUPLE, TupleLayout, type BeginMessage, type RemoteRelation } from '../../pgwire/pgoutput.ts'
+import {
+  COLUMN_KIND,
+  parseBegin,
+  parseCommit,
+  parseRelation,
+  parseTruncate,
+  PGOUTPUT,
+  TUPLE,
+  TupleLayout,
+  type BeginMessage,
+  type RemoteRelation,
+} from '../../pgwire/pgoutput.ts'
 import type { ApplySession, PreparedStatement } from './apply-session.ts'
 import type { LocalClock } from './local-clock.ts'
-import { deleteSql, patchSql, planTable, putSql, truncateSql, type LocalTable, type TablePlan } from './table-plan.ts'
+import {
+  deleteSql,
+  patchSql,
+  planTable,
+  putSql,
+  truncateSql,
+  type LocalTable,
+  type TablePlan,
+} from './table-plan.ts'
 
 const DDL_QUEUE = 'sterna.ddl_queue'
 const TIMESTAMPTZ_OID = 1184
@@ -190,7 +209,8 @@ export class Applier {
     }
     const oldIsWhole = buffer[start + 5] === TUPLE.old
     if (this.#new.hasUnchanged && oldIsWhole) this.#fillUnchangedFromOld()
-    const keyChanged = hasOld && plan.keyPositions.some((position) => !this.#new.sameValue(position, this.#old, buffer))
+    const keyChanged =
+      hasOld && plan.keyPositions.some((position) => !this.#new.sameValue(position, this.#old, buffer))
     if (this.#new.hasUnchanged) return this.#patch(table, plan, buffer, keyChanged ? this.#old : this.#new)
     if (keyChanged) this.#remove(table, plan, buffer)
     this.#put(table, plan, 'update', buffer)
@@ -232,7 +252,11 @@ export class Applier {
     if (!statement) {
       const types = [...sent, ...plan.keyPositions].map((position) => plan.typeOids[position]!)
       const purpose = { table: plan.label, operation: 'update' } as const
-      statement = this.#session.prepare(patchSql(plan, sent, this.#options.originNodeId), [...types, TIMESTAMPTZ_OID], purpose)
+      statement = this.#session.prepare(
+        patchSql(plan, sent, this.#options.originNodeId),
+        [...types, TIMESTAMPTZ_OID],
+        purpose,
+      )
       table.patches.set(mask, statement)
     }
     const count = sent.length + plan.keyPositions.length + 1
@@ -266,21 +290,33 @@ export class Applier {
       const table = this.#table(id)
       const plan = table.plan ?? (await this.#loadPlan(table))
       const purpose = { table: plan.label, operation: 'truncate' } as const
-      table.truncate ??= this.#session.prepare(truncateSql(plan, this.#options.originNodeId), [TIMESTAMPTZ_OID], purpose)
+      table.truncate ??= this.#session.prepare(
+        truncateSql(plan, this.#options.originNodeId),
+        [TIMESTAMPTZ_OID],
+        purpose,
+      )
       this.#openBind(table.truncate, 1)
       this.#openValues(1, true)
       this.#closeBind(table.truncate, true)
       this.#changes++
       if (restartIdentity) {
-        await this.#session.lookup('select sterna.apply_restart_identity($1, $2)', [table.remote.schema, table.remote.name])
+        await this.#session.lookup('select sterna.apply_restart_identity($1, $2)', [
+          table.remote.schema,
+          table.remote.name,
+        ])
       }
     }
   }
 
   /** Runs a captured statement where it stands in the stream; what is known of local tables may be wrong afterwards. */
   #applyDdl(plan: TablePlan, buffer: Buffer): void {
-    const statement = this.#session.prepare('select sterna.ddl_apply($1, $2, $3)', [0, TEXT_OID, TEXT_OID], { table: DDL_QUEUE, operation: 'ddl' })
-    const positions = ['role_name', 'search_path', 'command'].map((name) => plan.remote.columns.findIndex((column) => column.name === name))
+    const statement = this.#session.prepare('select sterna.ddl_apply($1, $2, $3)', [0, TEXT_OID, TEXT_OID], {
+      table: DDL_QUEUE,
+      operation: 'ddl',
+    })
+    const positions = ['role_name', 'search_path', 'command'].map((name) =>
+      plan.remote.columns.findIndex((column) => column.name === name),
+    )
     assert(
       positions.every((position) => position >= 0),
       'ddl_queue has role_name, search_path and command',
@@ -327,16 +363,32 @@ export class Applier {
 
   #table(id: number): Table {
     const table = this.#tables.get(id)
-    if (!table) throw new SternaError('PROTOCOL_VIOLATION', { address: 'the provider', reason: `a change of a table it did not describe (${id})` })
+    if (!table)
+      throw new SternaError('PROTOCOL_VIOLATION', {
+        address: 'the provider',
+        reason: `a change of a table it did not describe (${id})`,
+      })
     return table
   }
 
   #current(): BeginMessage {
-    if (!this.#transaction) throw new SternaError('PROTOCOL_VIOLATION', { address: 'the provider', reason: 'a change outside a transaction' })
+    if (!this.#transaction)
+      throw new SternaError('PROTOCOL_VIOLATION', {
+        address: 'the provider',
+        reason: 'a change outside a transaction',
+      })
     return this.#transaction
   }
 }
 
 function newTable(remote: RemoteRelation): Table {
-  return { remote, plan: undefined, insert: undefined, update: undefined, remove: undefined, truncate: undefined, patches: new Map() }
+  return {
+    remote,
+    plan: undefined,
+    insert: undefined,
+    update: undefined,
+    remove: undefined,
+    truncate: undefined,
+    patches: new Map(),
+  }
 }

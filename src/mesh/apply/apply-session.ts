@@ -2,7 +2,15 @@ import { SternaError } from '../../core/errors.ts'
 import type { Lsn } from '../../core/lsn.ts'
 import type { PgTime } from '../../core/pg-time.ts'
 import { BACKEND, cstringEnd, parseDataRow, parseServerMessage } from '../../pgwire/backend.ts'
-import { FRONTEND, writeBindText, writeExecute, writeFlush, writeParse, writeSync, writeTerminate } from '../../pgwire/frontend.ts'
+import {
+  FRONTEND,
+  writeBindText,
+  writeExecute,
+  writeFlush,
+  writeParse,
+  writeSync,
+  writeTerminate,
+} from '../../pgwire/frontend.ts'
 import { MessageWriter } from '../../pgwire/message-writer.ts'
 import { PgConnection } from '../../postgres/connection.ts'
 import type { ConnectTarget } from '../../postgres/dsn.ts'
@@ -48,7 +56,10 @@ interface Lookup {
   readonly reject: (error: SternaError) => void
 }
 
-type Expected = { readonly tag: 'statement'; readonly purpose: Purpose } | { readonly tag: 'lookup'; readonly lookup: Lookup } | { readonly tag: 'commit'; readonly transaction: AppliedTransaction }
+type Expected =
+  | { readonly tag: 'statement'; readonly purpose: Purpose }
+  | { readonly tag: 'lookup'; readonly lookup: Lookup }
+  | { readonly tag: 'commit'; readonly transaction: AppliedTransaction }
 
 export interface ApplyHandler {
   onCommitted(transaction: AppliedTransaction): void
@@ -93,7 +104,12 @@ export class ApplySession {
    * Opens a session that applies for `originName`.
    * @throws ServerError 55006 while another session still applies for this origin (retry)
    */
-  static async open(target: ConnectTarget, applicationName: string, originName: string, handler: ApplyHandler): Promise<ApplySession> {
+  static async open(
+    target: ConnectTarget,
+    applicationName: string,
+    originName: string,
+    handler: ApplyHandler,
+  ): Promise<ApplySession> {
     const wire = await WireSocket.open(target, {
       applicationName,
       parameters: {
@@ -109,7 +125,9 @@ export class ApplySession {
     const connection = PgConnection.over(wire)
     try {
       await connection.query('select pg_replication_origin_session_setup($1)', [originName])
-      const row = await connection.row<{ lsn: string | null }>('select pg_replication_origin_session_progress(false) - \'0/0\'::pg_lsn as lsn')
+      const row = await connection.row<{ lsn: string | null }>(
+        "select pg_replication_origin_session_progress(false) - '0/0'::pg_lsn as lsn",
+      )
       const session = new ApplySession(wire, handler, row?.lsn == null ? null : (BigInt(row.lsn) as Lsn))
       session.#takeOver()
       return session
@@ -122,7 +140,10 @@ export class ApplySession {
   #takeOver(): void {
     this.#wire.onFrame = (type, buffer, start, end) => this.#onFrame(type, buffer, start, end)
     this.#wire.onClose = (error) => this.#end(error, undefined)
-    this.#begin = this.prepare(BEGIN_SQL, [PG_LSN_OID, TIMESTAMPTZ_OID, PG_LSN_OID], { table: '', operation: 'begin' })
+    this.#begin = this.prepare(BEGIN_SQL, [PG_LSN_OID, TIMESTAMPTZ_OID, PG_LSN_OID], {
+      table: '',
+      operation: 'begin',
+    })
   }
 
   /** True while the server does not keep up: stop giving it changes until `onceReady`. */
@@ -179,7 +200,13 @@ export class ApplySession {
   /** Runs a query inside the open transaction and waits for its rows, as text. For the rare cases: it costs a round trip. */
   lookup(sql: string, params: readonly (string | null)[]): Promise<(string | null)[][]> {
     return new Promise((resolve, reject) => {
-      if (this.#ended) return reject(new SternaError('CONNECTION_LOST', { address: this.#wire.address, reason: 'the session has ended' }))
+      if (this.#ended)
+        return reject(
+          new SternaError('CONNECTION_LOST', {
+            address: this.#wire.address,
+            reason: 'the session has ended',
+          }),
+        )
       writeParse(this.writer, '', sql)
       writeBindText(this.writer, '', params)
       writeExecute(this.writer)
@@ -195,7 +222,9 @@ export class ApplySession {
     const writer = new MessageWriter(16)
     writeTerminate(writer)
     await this.#wire.end(writer.take())
-    this.#rejectLookups(new SternaError('CONNECTION_LOST', { address: this.#wire.address, reason: 'closed by us' }))
+    this.#rejectLookups(
+      new SternaError('CONNECTION_LOST', { address: this.#wire.address, reason: 'closed by us' }),
+    )
   }
 
   #onFrame(type: number, buffer: Buffer, start: number, end: number): void {
@@ -218,7 +247,8 @@ export class ApplySession {
       case BACKEND.commandComplete: {
         const expected = this.#next()
         if (expected?.tag === 'lookup') expected.lookup.resolve(expected.lookup.rows)
-        else if (expected?.tag === 'statement' && tagSaysZero(buffer, start)) this.#handler.onNothingChanged(expected.purpose)
+        else if (expected?.tag === 'statement' && tagSaysZero(buffer, start))
+          this.#handler.onNothingChanged(expected.purpose)
         return
       }
       case BACKEND.readyForQuery: {

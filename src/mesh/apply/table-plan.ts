@@ -47,7 +47,8 @@ export function planTable(remote: RemoteRelation, local: LocalTable | null): Tab
   const byName = new Map(local.columns.map((column) => [column.name, column]))
   const columns = remote.columns.map((column) => {
     const found = byName.get(column.name)
-    if (!found || found.generated) throw new SternaError('COLUMN_MISSING', { table: label, column: column.name })
+    if (!found || found.generated)
+      throw new SternaError('COLUMN_MISSING', { table: label, column: column.name })
     return found
   })
   const key = local.key ?? []
@@ -59,7 +60,11 @@ export function planTable(remote: RemoteRelation, local: LocalTable | null): Tab
   })
   const remoteKey = keyNames(remote)
   if (remote.replicaIdentity !== 'f' && remoteKey.length > 0 && remoteKey.length !== key.length) {
-    throw new SternaError('KEY_DIFFERS', { table: label, local: key.length > 0 ? key : ['none'], remote: remoteKey })
+    throw new SternaError('KEY_DIFFERS', {
+      table: label,
+      local: key.length > 0 ? key : ['none'],
+      remote: remoteKey,
+    })
   }
   const typeDiffers = (position: number): boolean => {
     const remoteOid = remote.columns[position]!.typeOid
@@ -98,7 +103,9 @@ export function putSql(plan: TablePlan, originNodeId: number): string {
   const insert = `insert into ${plan.target} as t (${names.join(', ')}) overriding system value values (${values.join(', ')})`
   if (plan.keyPositions.length === 0) return insert
   const key = plan.keyPositions.map((position) => names[position])
-  const settable = names.filter((_, position) => !plan.keyPositions.includes(position) && !plan.fixedPositions.has(position))
+  const settable = names.filter(
+    (_, position) => !plan.keyPositions.includes(position) && !plan.fixedPositions.has(position),
+  )
   // A table of nothing but its key still takes the newer version: setting the key to itself rewrites the row.
   const set = (settable.length > 0 ? settable : key).map((name) => `${name} = excluded.${name}`)
   return `${insert} on conflict (${key.join(', ')}) do update set ${set.join(', ')} where ${notNewer(names.length + 1, originNodeId)}`
@@ -110,8 +117,12 @@ export function putSql(plan: TablePlan, originNodeId: number): string {
  */
 export function patchSql(plan: TablePlan, sentPositions: readonly number[], originNodeId: number): string {
   const name = (position: number): string => quoteIdent(plan.remote.columns[position]!.name)
-  const set = sentPositions.flatMap((position, i) => (plan.fixedPositions.has(position) ? [] : [`${name(position)} = $${i + 1}`]))
-  const where = plan.keyPositions.map((position, i) => `t.${name(position)} = $${sentPositions.length + i + 1}`).join(' and ')
+  const set = sentPositions.flatMap((position, i) =>
+    plan.fixedPositions.has(position) ? [] : [`${name(position)} = $${i + 1}`],
+  )
+  const where = plan.keyPositions
+    .map((position, i) => `t.${name(position)} = $${sentPositions.length + i + 1}`)
+    .join(' and ')
   const time = sentPositions.length + plan.keyPositions.length + 1
   return `with done as (update ${plan.target} t set ${set.join(', ')} where ${where} and ${notNewer(time, originNodeId)} returning 1)
     select 1 from done union all select sterna.apply_row_missing() where not exists (select from done) and not exists (select from ${plan.target} t where ${where})`
@@ -119,7 +130,9 @@ export function patchSql(plan: TablePlan, sentPositions: readonly number[], orig
 
 /** Deletes the row unless it is newer. Parameters: the key, then the commit timestamp. */
 export function deleteSql(plan: TablePlan, originNodeId: number): string {
-  const where = plan.keyPositions.map((position, i) => `t.${quoteIdent(plan.remote.columns[position]!.name)} = $${i + 1}`)
+  const where = plan.keyPositions.map(
+    (position, i) => `t.${quoteIdent(plan.remote.columns[position]!.name)} = $${i + 1}`,
+  )
   return `delete from ${plan.target} t where ${where.join(' and ')} and ${notNewer(plan.keyPositions.length + 1, originNodeId)}`
 }
 
