@@ -21,6 +21,8 @@ export interface AgentOptions {
   readonly sternaCommand: readonly [string, ...string[]]
   /** Until it answers on its HTTP port; 60 s when not given. */
   readonly readyMs?: number
+  /** Gives up starting. */
+  readonly signal?: AbortSignal
 }
 
 const POLL_MS = 50
@@ -60,7 +62,7 @@ export async function startAgent(options: AgentOptions): Promise<RunningProcess>
     await rm(options.paths.agentFile, { force: true })
   }
   const deadline = Date.now() + (options.readyMs ?? 60_000)
-  while (!ended && Date.now() < deadline) {
+  while (!ended && Date.now() < deadline && !options.signal?.aborted) {
     if (await answersHealth(options.httpPort)) return { exited, stop }
     await Promise.race([delay(POLL_MS), exited])
   }

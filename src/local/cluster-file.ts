@@ -20,7 +20,8 @@ const fileShape = z.object({
   nodes: z
     .array(
       z.object({
-        name: z.string(),
+        // It is part of paths that are removed.
+        name: z.string().regex(/^n\d+$/),
         port: z.int(),
         http_port: z.int(),
         data_dir: z.string(),

@@ -14,8 +14,11 @@ export interface RunningProcess {
 export interface KeptProcessOptions {
   /** For messages: `n1: server`. */
   readonly name: string
-  /** Starts it once; resolves when it is ready, rejects when that failed and nothing of it is left. */
-  readonly start: () => Promise<RunningProcess>
+  /**
+   * Starts it once; resolves when it is ready, rejects when that failed and nothing of it is left. The signal says that
+   * it is not wanted any more.
+   */
+  readonly start: (signal: AbortSignal) => Promise<RunningProcess>
   readonly say: (line: string) => void
 }
 
@@ -32,6 +35,7 @@ export function restartDelayMs(failures: number): number {
 export class KeptProcess {
   readonly #options: KeptProcessOptions
   readonly #stopping = new AbortController()
+  #first: Promise<RunningProcess> | undefined
   #running: RunningProcess | undefined
   #loop: Promise<void> | undefined
 
@@ -41,13 +45,18 @@ export class KeptProcess {
 
   /** Starts it for the first time. Rejects when that fails; only after a success it is kept running. */
   async start(): Promise<void> {
-    this.#running = await this.#options.start()
+    this.#first = this.#options.start(this.#stopping.signal)
+    this.#running = await this.#first
     this.#loop = this.#keep(this.#running)
   }
 
-  /** Ends it and does not start it again. */
+  /** Ends it and does not start it again; also in the middle of its first start. */
   async stop(): Promise<void> {
     this.#stopping.abort()
+    await this.#first?.then(
+      (running) => running.stop(),
+      () => {},
+    )
     await this.#running?.stop()
     await this.#loop
   }
@@ -65,7 +74,7 @@ export class KeptProcess {
         if (performance.now() - startedAt >= HEALTHY_AFTER_MS) failures = 0
       } else {
         try {
-          running = await this.#options.start()
+          running = await this.#options.start(signal)
           this.#running = running
           say(`${name} runs again`)
           // A stop that came in the meantime did not see this process.

@@ -39,6 +39,8 @@ export interface StartLimits {
   readonly readyMs?: number
   /** For what a killed server left behind to go away. */
   readonly leftoversMs?: number
+  /** Gives up starting: the server is stopped and `start` rejects. */
+  readonly signal?: AbortSignal
 }
 
 /** Time limits of stopping, in milliseconds. */
@@ -84,10 +86,11 @@ export class PgInstance {
     await this.#writeSettings()
     const patience = Date.now() + (limits.leftoversMs ?? 30_000)
     for (;;) {
-      const failure = await this.#attempt(limits.readyMs ?? 300_000)
+      const failure = await this.#attempt(limits.readyMs ?? 300_000, limits.signal)
       if (!failure) return
       const leftovers = await this.#areLeftovers(failure)
-      if (!leftovers || Date.now() >= patience) throw await this.#startError(failure)
+      const isOver = limits.signal?.aborted || Date.now() >= patience
+      if (!leftovers || isOver) throw await this.#startError(failure)
       await delay(100)
     }
   }
@@ -119,7 +122,7 @@ export class PgInstance {
     await this.#exit
   }
 
-  async #attempt(readyMs: number): Promise<StartFailure | undefined> {
+  async #attempt(readyMs: number, signal?: AbortSignal): Promise<StartFailure | undefined> {
     const { binaries, dataDir, logFile, user } = this.options
     const log = await open(logFile, 'a', 0o600)
     const logStart = (await log.stat()).size
@@ -150,6 +153,10 @@ export class PgInstance {
     while (!ended) {
       const state = await readPostmasterPid(dataDir)
       if (state && state.pid === child.pid && state.status === 'ready') return undefined
+      if (signal?.aborted) {
+        await this.stop()
+        return { tag: 'other', reason: 'stopped while it was starting' }
+      }
       if (Date.now() > deadline) {
         await this.stop({ fastMs: 5_000 })
         return { tag: 'other', reason: `not ready after ${Math.round(readyMs / 1000)} s` }
