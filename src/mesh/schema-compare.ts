@@ -1,5 +1,5 @@
 import { quoteIdent } from '../core/quote.ts'
-import type { PgConnection } from '../postgres/connection.ts'
+import type { PgConnection, QueryResult } from '../postgres/connection.ts'
 
 /** A column as replication sees it. */
 export interface ColumnShape {
@@ -73,27 +73,36 @@ export function formatDifference(difference: SchemaDifference): string {
 
 /** The shapes of all tables of the database that could replicate: ordinary and partitioned, logged, not of an extension. */
 export async function readTableShapes(conn: PgConnection): Promise<TableShape[]> {
-  const { rows } = await conn.query<{
-    schema_name: string
-    table_name: string
-    columns: { name: string; type: string; notNull: boolean; generated: boolean }[]
-    key: string[] | null
-  }>(
-    `select n.nspname as schema_name, c.relname as table_name,
+  const { rows } = await conn.transaction(async () => {
+    // format_type leaves out schemas that are in the search path.
+    await conn.exec('set local search_path = pg_catalog')
+    return queryTableShapes(conn)
+  })
+  return rows.map((row) => ({
+    name: `${quoteIfNeeded(row.schema_name)}.${quoteIfNeeded(row.table_name)}`,
+    columns: new Map(row.columns.map(({ name, ...shape }) => [name, shape])),
+    key: row.key,
+  }))
+}
+
+interface TableRow {
+  readonly schema_name: string
+  readonly table_name: string
+  readonly columns: readonly ({ readonly name: string } & ColumnShape)[]
+  readonly key: readonly string[] | null
+}
+
+function queryTableShapes(conn: PgConnection): Promise<QueryResult<TableRow>> {
+  return conn.query<TableRow>(`select n.nspname as schema_name, c.relname as table_name,
        (select coalesce(pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
             'name', a.attname,
-            'type', case when t.typtype = 'e' then
-                quote_ident(tn.nspname) || '.' || quote_ident(t.typname) || ' (' || (
-                  select pg_catalog.string_agg(pg_catalog.quote_literal(e.enumlabel), ', ' order by e.enumsortorder)
-                  from pg_catalog.pg_enum e where e.enumtypid = t.oid) || ')'
-              when tn.nspname in ('pg_catalog', 'information_schema') or t.typname like '\\_%'
-                then pg_catalog.format_type(a.atttypid, a.atttypmod)
-              else quote_ident(tn.nspname) || '.' || quote_ident(t.typname) end,
+            'type', pg_catalog.format_type(a.atttypid, a.atttypmod) || coalesce(' (' || (
+                select pg_catalog.string_agg(pg_catalog.quote_literal(e.enumlabel), ', ' order by e.enumsortorder)
+                from pg_catalog.pg_enum e where e.enumtypid in (t.oid, t.typelem)) || ')', ''),
             'notNull', a.attnotnull,
             'generated', a.attgenerated <> '') order by a.attnum), '[]')
         from pg_catalog.pg_attribute a
         join pg_catalog.pg_type t on t.oid = a.atttypid
-        join pg_catalog.pg_namespace tn on tn.oid = t.typnamespace
         where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped) as columns,
        (select pg_catalog.array_agg(a.attname::text order by k.position)
         from pg_catalog.pg_index i
@@ -105,13 +114,7 @@ export async function readTableShapes(conn: PgConnection): Promise<TableShape[]>
      from pg_catalog.pg_class c
      join pg_catalog.pg_namespace n on n.oid = c.relnamespace
      where ${REPLICABLE_TABLE}
-     order by n.nspname, c.relname`,
-  )
-  return rows.map((row) => ({
-    name: `${quoteIfNeeded(row.schema_name)}.${quoteIfNeeded(row.table_name)}`,
-    columns: new Map(row.columns.map(({ name, ...shape }) => [name, shape])),
-    key: row.key,
-  }))
+     order by n.nspname, c.relname`)
 }
 
 /** SQL condition over pg_class `c` and pg_namespace `n`: tables of the user that replication can be asked for. */
