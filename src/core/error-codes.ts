@@ -430,6 +430,13 @@ export const ERROR_CODES = {
     retry: true,
     exitCode: 3,
   },
+  USAGE: {
+    message: '{reason}',
+    cause: 'The command line has an unknown command or option, or an argument is missing.',
+    action: 'See: sterna {command} --help',
+    retry: false,
+    exitCode: 2,
+  },
 } as const satisfies Record<string, ErrorEntry>
 
 export type ErrorCode = keyof typeof ERROR_CODES
