@@ -433,7 +433,7 @@ export const ERROR_CODES = {
   USAGE: {
     message: '{reason}',
     cause: 'The command line has an unknown command or option, or an argument is missing.',
-    action: 'See: sterna {command} --help',
+    action: 'See: {help}',
     retry: false,
     exitCode: 2,
   },

@@ -40,7 +40,8 @@ export async function takeClaim(directory: string): Promise<void> {
       if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error
     }
     const holder = await readAnyClaim(directory)
-    if (holder?.pid === process.ppid && (await isAlive(holder))) {
+    const isOurs = holder?.pid === process.pid || holder?.pid === process.ppid
+    if (holder && isOurs && (await isAlive(holder))) {
       await replaceFile(supervisorFile, text, 0o644)
       return
     }
@@ -52,13 +53,19 @@ export async function takeClaim(directory: string): Promise<void> {
 }
 
 /** Changes the state of the claim that this process holds. */
-export async function updateClaim(directory: string, state: Claim['state'], error?: SternaError): Promise<void> {
+export async function updateClaim(
+  directory: string,
+  state: Claim['state'],
+  error?: SternaError,
+): Promise<void> {
   const claim: Claim = {
     ...(await ownIdentity()),
     state,
     ...(error ? { error: { code: error.code, facts: { ...error.facts } } } : {}),
   }
-  const text = JSON.stringify(claim, (_, value: unknown) => (typeof value === 'bigint' ? String(value) : value))
+  const text = JSON.stringify(claim, (_, value: unknown) =>
+    typeof value === 'bigint' ? String(value) : value,
+  )
   await replaceFile(clusterPaths(directory).supervisorFile, text, 0o644)
 }
 
