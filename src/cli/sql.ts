@@ -99,8 +99,8 @@ export function sqlDocument(
       const names = uniqueNames((fields ?? []).map((field) => field.name))
       return {
         command,
-        rowCount,
-        columns: fields?.map((field, at) => ({ name: names[at], typeOid: field.typeOid })) ?? null,
+        row_count: rowCount,
+        columns: fields?.map((field, at) => ({ name: names[at], type_oid: field.typeOid })) ?? null,
         rows:
           fields &&
           rows.map((row) =>

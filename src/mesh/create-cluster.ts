@@ -26,8 +26,8 @@ interface Membership {
 }
 
 /**
- * Makes a full mesh of the given servers: schema `sterna`, one node each, existing tables in the replication sets, and a
- * subscription for every ordered pair. Idempotent: run again it completes what an earlier attempt left undone, adds
+ * Makes a full mesh of the given servers: schema `sterna`, one node each (which puts the existing tables into replication
+ * sets), and a subscription for every ordered pair. Idempotent: run again it completes what an earlier attempt left undone, adds
  * further nodes, and takes changed connection strings over. It starts no agents; see waitForMesh.
  *
  * Everything that can be refused is checked on all nodes before the first one is changed.
@@ -46,7 +46,6 @@ export async function createMesh(nodes: readonly MeshNode[], options: CreateMesh
       await node.conn.exec('set client_min_messages = warning')
       await installSchema(node.conn)
       if (!memberships[index]) await createNode(node, ids[index]!, options.name)
-      await publishTables(node)
     }
     for (const subscriber of connected)
       for (const provider of connected)
@@ -102,22 +101,12 @@ async function readMembership(node: ConnectedNode): Promise<Membership | null> {
   return row ? { nodeId: row.node_id, nodeName: row.node_name, cluster: row.cluster } : null
 }
 
+/** Makes the database a node; its existing tables join the replication sets by that. */
 async function createNode(node: ConnectedNode, nodeId: number, cluster: string): Promise<void> {
   await node.conn.query(
     'select sterna.node_create(node_name => $1, dsn => $2, location => $3, info => $4::jsonb)',
     [node.name, node.dsn, node.region ?? null, JSON.stringify({ node_id: nodeId, cluster })],
   )
-}
-
-/** Puts every table that is there already into a replication set; those without a key go to the insert-only set. */
-async function publishTables(node: ConnectedNode): Promise<void> {
-  const row = await node.conn.row<{ schemas: string[] }>(
-    `select coalesce(pg_catalog.array_agg(nspname::text order by nspname), '{}') as schemas
-     from pg_catalog.pg_namespace
-     where nspname not like 'pg\\_%' and nspname not in ('information_schema', 'sterna')`,
-  )
-  if (!row || row.schemas.length === 0) return
-  await node.conn.query(`select sterna.repset_add_all_tables('default', $1::text[])`, [row.schemas])
 }
 
 async function subscribe(

@@ -1,0 +1,136 @@
+import { Command } from 'commander'
+
+import { SternaError } from '../core/errors.ts'
+import { examineServers, type Examination } from '../mesh/doctor/examine.ts'
+import type { Finding, Severity } from '../mesh/doctor/finding.ts'
+import type { MeshNode } from '../mesh/mesh-node.ts'
+import { addressOf, parseDsn } from '../postgres/dsn.ts'
+import { formatTable, paintFor, print, printable, printJson, type Paint, type Tone } from './output.ts'
+import { addTargetOptions, findCluster, type TargetOptions } from './target.ts'
+
+interface DoctorOptions extends TargetOptions {
+  readonly json?: boolean
+}
+
+/** `sterna doctor`: checks servers and says how to fix what is wrong; changes nothing. */
+export function doctorCommand(): Command {
+  const command = new Command('doctor')
+    .description('check servers for what replication needs; nothing is changed')
+    .argument('[dsn...]', 'connection strings of the servers to check (default: those of the cluster)')
+    .option('--json', 'print one JSON document')
+    .addHelpText(
+      'after',
+      `
+Exit code: 0 nothing blocks, 3 something does, 4 the only thing that blocks is a server that cannot be reached.
+
+Examples:
+  sterna doctor
+  sterna doctor postgresql://me@db1/app postgresql://me@db2/app
+  sterna doctor --cluster shop.cluster.json --json
+
+Passwords are better kept out of the command line: PGPASSWORD or a cluster file.`,
+    )
+    .action(runDoctor)
+  return addTargetOptions(command)
+}
+
+async function runDoctor(dsns: string[], options: DoctorOptions): Promise<void> {
+  const nodes = dsns.length > 0 ? dsns.map(serverOf) : (await findCluster(options)).nodes
+  const examination = await examineServers(nodes)
+  if (options.json) printJson(doctorDocument(examination))
+  else print(...doctorLines(examination, paintFor(process.stdout)))
+  process.exitCode = doctorExitCode(examination.findings)
+}
+
+/** A server is called by its address; the same address twice is told apart by a number. */
+function serverOf(dsn: string, at: number, all: readonly string[]): MeshNode {
+  const address = addressOf(parseDsn(dsn))
+  const before = all.slice(0, at).filter((other) => addressOf(parseDsn(other)) === address).length
+  return { name: before === 0 ? address : `${address} (${before + 1})`, dsn }
+}
+
+/** 3 when something blocks, 4 when that is only that servers cannot be reached. */
+export function doctorExitCode(findings: readonly Finding[]): number {
+  const blocking = findings.filter((finding) => finding.severity === 'block')
+  if (blocking.length === 0) return 0
+  return blocking.every(({ check }) => UNREACHABLE_CHECKS.has(check)) ? 4 : 3
+}
+
+const UNREACHABLE_CHECKS = new Set(['server_unreachable', 'connection_lost'])
+
+/**
+ * The error for an examination in which something blocks; null where nothing does.
+ */
+export function blockingError({ findings }: Examination): SternaError | null {
+  const blocking = findings.filter((finding) => finding.severity === 'block')
+  if (blocking.length === 0) return null
+  return new SternaError('CHECKS_FAILED', {
+    count: blocking.length,
+    findings: blocking.map((finding) => `${subjectOf(finding)}: ${finding.what}`),
+  })
+}
+
+/** The examination as a person reads it. */
+export function doctorLines({ servers, findings }: Examination, paint: Paint): string[] {
+  const table = formatTable(
+    [{ title: 'server' }, { title: 'address' }, { title: 'version' }, { title: 'clock', align: 'right' }],
+    servers.map(({ name, address, facts, clock }) => [
+      name,
+      address ?? '-',
+      facts ? printable(facts.serverVersion) : '-',
+      clock ? formatOffset(clock.offsetMs) : '-',
+    ]),
+    paint,
+  )
+  return [...table, '', ...findingLines(findings, paint), summaryOf(findings)]
+}
+
+/** Findings, each with its place, what it is and what fixes it. */
+export function findingLines(findings: readonly Finding[], paint: Paint): string[] {
+  return findings.flatMap((finding) => {
+    const [label, tone] = LABELS[finding.severity]
+    const lines = [
+      `${paint(tone, label)}  ${paint('bold', printable(subjectOf(finding)))}  ${printable(finding.what)}`,
+    ]
+    if (finding.fix)
+      lines.push(...finding.fix.split('\n').map((line, at) => `       ${at === 0 ? 'fix:' : '    '} ${line}`))
+    return [...lines, '']
+  })
+}
+
+const LABELS: Readonly<Record<Severity, readonly [string, Tone]>> = {
+  block: ['BLOCK', 'red'],
+  warn: ['warn ', 'yellow'],
+  info: ['info ', 'cyan'],
+}
+
+function subjectOf({ server, object }: Finding): string {
+  return [server, object].filter((part) => part !== null).join(' ') || 'all'
+}
+
+function summaryOf(findings: readonly Finding[]): string {
+  if (findings.length === 0) return 'Everything is in order.'
+  const of = (severity: Severity): number =>
+    findings.filter((finding) => finding.severity === severity).length
+  return `${of('block')} blocking, ${of('warn')} to mind, ${of('info')} to know.`
+}
+
+/** A clock offset with its sign. */
+export function formatOffset(offsetMs: number): string {
+  const rounded = Math.round(offsetMs)
+  return `${rounded > 0 ? '+' : ''}${rounded} ms`
+}
+
+/** The document of `sterna doctor --json`. */
+export function doctorDocument({ servers, findings }: Examination): unknown {
+  return {
+    ok: !findings.some((finding) => finding.severity === 'block'),
+    servers: servers.map(({ name, address, facts, clock }) => ({
+      name,
+      address,
+      server_version: facts?.serverVersion ?? null,
+      clock_offset_ms: clock ? Math.round(clock.offsetMs * 1000) / 1000 : null,
+    })),
+    findings,
+  }
+}

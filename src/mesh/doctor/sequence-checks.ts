@@ -1,0 +1,130 @@
+import { quoteIdent, quoteQualified } from '../../core/quote.ts'
+import { sqlstateOf } from '../../postgres/server-error.ts'
+import type { PgConnection } from '../../postgres/connection.ts'
+import { quoteIfNeeded } from '../schema-compare.ts'
+import type { Finding } from './finding.ts'
+
+/** A sequence that feeds a column. */
+export interface SequenceFacts {
+  readonly sequence: string
+  readonly table: string
+  readonly column: string
+  /** The greatest value that fits both the sequence and the column. */
+  readonly limit: bigint
+  readonly increment: bigint
+  /** Null: not used yet. */
+  readonly lastValue: bigint | null
+  /** The greatest value in the column; null where it is empty or could not be found out quickly. */
+  readonly columnMax: bigint | null
+}
+
+/** Share of a sequence's range from which on it is said to run out. */
+const NEAR_END = 0.8
+
+/** Looking for a column's greatest value may take so long; without a fitting index it is not tried. */
+const MAX_VALUE_TIMEOUT_MS = 3_000
+
+/** Took too long; insufficient privilege. */
+const NOT_TOLD = new Set(['57014', '42501'])
+
+/** Reads the sequences that belong to columns of the user's tables. */
+export async function readSequenceFacts(conn: PgConnection): Promise<SequenceFacts[]> {
+  const { rows } = await conn.query<{
+    sequence_schema: string
+    sequence_name: string
+    table_schema: string
+    table_name: string
+    column_name: string
+    seq_limit: bigint
+    increment: bigint
+    last_value: bigint | null
+    indexed: boolean
+  }>(SEQUENCES_SQL)
+  const facts: SequenceFacts[] = []
+  for (const row of rows) {
+    const table = quoteQualified(row.table_schema, row.table_name)
+    facts.push({
+      sequence: `${quoteIfNeeded(row.sequence_schema)}.${quoteIfNeeded(row.sequence_name)}`,
+      table: `${quoteIfNeeded(row.table_schema)}.${quoteIfNeeded(row.table_name)}`,
+      column: row.column_name,
+      limit: row.seq_limit,
+      increment: row.increment,
+      lastValue: row.last_value,
+      columnMax: row.indexed ? await greatestValue(conn, table, quoteIdent(row.column_name)) : null,
+    })
+  }
+  return facts
+}
+
+const SEQUENCES_SQL = `
+  select sn.nspname as sequence_schema, s.relname as sequence_name, n.nspname as table_schema,
+    c.relname as table_name, a.attname as column_name,
+    least(q.seqmax, case a.atttypid when 21 then 32767 when 23 then 2147483647 else 9223372036854775807 end) as seq_limit,
+    q.seqincrement as increment,
+    case when pg_catalog.has_sequence_privilege(s.oid, 'SELECT,USAGE')
+         then pg_catalog.pg_sequence_last_value(s.oid) end as last_value,
+    exists (select from pg_catalog.pg_index i
+            where i.indrelid = c.oid and i.indisvalid and i.indpred is null and i.indkey[0] = a.attnum) as indexed
+  from pg_catalog.pg_depend d
+  join pg_catalog.pg_class s on s.oid = d.objid and s.relkind = 'S'
+  join pg_catalog.pg_namespace sn on sn.oid = s.relnamespace
+  join pg_catalog.pg_sequence q on q.seqrelid = s.oid
+  join pg_catalog.pg_class c on c.oid = d.refobjid
+  join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+  join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attnum = d.refobjsubid
+  where d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
+    and d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
+    and d.deptype in ('a', 'i') and c.relkind in ('r', 'p') and a.atttypid in (20, 21, 23)
+    and n.nspname <> 'sterna'
+  order by 1, 2`
+
+async function greatestValue(conn: PgConnection, table: string, column: string): Promise<bigint | null> {
+  try {
+    const row = await conn.row<{ greatest: bigint | null }>(
+      `select max(${column})::bigint as greatest from ${table}`,
+      [],
+      { timeoutMs: MAX_VALUE_TIMEOUT_MS },
+    )
+    return row?.greatest ?? null
+  } catch (error) {
+    if (!NOT_TOLD.has(sqlstateOf(error) ?? '')) throw error
+    return null
+  }
+}
+
+/** What is to be said about the sequences of one server. */
+export function checkSequences(server: string, sequences: readonly SequenceFacts[]): Finding[] {
+  return sequences.flatMap((facts) => [...checkBehind(server, facts), ...checkNearEnd(server, facts)])
+}
+
+function checkBehind(server: string, facts: SequenceFacts): Finding[] {
+  const { sequence, table, column, lastValue, columnMax, increment } = facts
+  if (columnMax === null || increment < 0n || (lastValue ?? 0n) >= columnMax) return []
+  return [
+    {
+      severity: 'warn',
+      check: 'sequence_behind',
+      server,
+      object: sequence,
+      what: `is at ${lastValue ?? 'its start'}, but ${table}.${quoteIfNeeded(column)} already has ${columnMax}: its next values collide`,
+      fix: `select setval('${sequence.replaceAll("'", "''")}', ${columnMax});`,
+    },
+  ]
+}
+
+function checkNearEnd(server: string, facts: SequenceFacts): Finding[] {
+  const { sequence, table, column, lastValue, limit, increment } = facts
+  if (lastValue === null || increment < 0n || Number(lastValue) < Number(limit) * NEAR_END) return []
+  const percent = Math.floor((Number(lastValue) / Number(limit)) * 100)
+  const target = `${table}.${quoteIfNeeded(column)}`
+  return [
+    {
+      severity: 'warn',
+      check: 'sequence_near_end',
+      server,
+      object: sequence,
+      what: `has used ${percent} % of what fits into ${target} (${lastValue} of ${limit})`,
+      fix: `alter table ${table} alter column ${quoteIfNeeded(column)} type bigint; alter sequence ${sequence} as bigint;`,
+    },
+  ]
+}

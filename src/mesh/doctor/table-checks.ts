@@ -1,0 +1,172 @@
+import type { PgConnection } from '../../postgres/connection.ts'
+import { quoteIfNeeded } from '../schema-compare.ts'
+import type { Finding, Severity } from './finding.ts'
+import { listed } from './server-checks.ts'
+
+/** What the checks need to know of a table. */
+export interface TableFacts {
+  /** `schema.table`, quoted where needed. */
+  readonly table: string
+  readonly unlogged: boolean
+  /** Whether it has a primary key or replica identity index that replication can use. */
+  readonly hasKey: boolean
+  /** d default, n nothing, f full, i index. */
+  readonly replicaIdentity: string
+  /** Whether it has a primary key at all, deferrable or not. */
+  readonly hasPrimaryKey: boolean
+  readonly deferrable: readonly string[]
+  /** A unique index over columns that are all not null: it could serve as the key. */
+  readonly keyCandidate: string | null
+  readonly secondaryUnique: readonly string[]
+  readonly foreignKeys: number
+}
+
+/** Reads the facts of every table of the user; partitions are seen through their root. */
+export async function readTableFacts(conn: PgConnection): Promise<TableFacts[]> {
+  const { rows } = await conn.query<{
+    table_name: string
+    unlogged: boolean
+    has_key: boolean
+    replica_identity: string
+    has_primary_key: boolean
+    deferrable: string[]
+    key_candidate: string | null
+    secondary_unique: string[]
+    foreign_keys: number
+  }>(TABLES_SQL)
+  return rows.map((row) => ({
+    table: row.table_name,
+    unlogged: row.unlogged,
+    hasKey: row.has_key,
+    replicaIdentity: row.replica_identity,
+    hasPrimaryKey: row.has_primary_key,
+    deferrable: row.deferrable,
+    keyCandidate: row.key_candidate,
+    secondaryUnique: row.secondary_unique,
+    foreignKeys: row.foreign_keys,
+  }))
+}
+
+const TABLES_SQL = `
+  select quote_ident(n.nspname) || '.' || quote_ident(c.relname) as table_name,
+    c.relpersistence = 'u' as unlogged,
+    c.relreplident::text as replica_identity,
+    exists (select from pg_catalog.pg_index i
+            where i.indrelid = c.oid and i.indimmediate and i.indisvalid
+              and ((c.relreplident = 'i' and i.indisreplident)
+                or (c.relreplident <> 'i' and i.indisprimary))) as has_key,
+    exists (select from pg_catalog.pg_index i where i.indrelid = c.oid and i.indisprimary) as has_primary_key,
+    (select coalesce(pg_catalog.array_agg(k.conname::text order by k.conname), '{}')
+     from pg_catalog.pg_constraint k
+     where k.conrelid = c.oid and k.contype in ('p', 'u') and k.condeferrable) as deferrable,
+    (select min(x.relname::text)
+     from pg_catalog.pg_index i join pg_catalog.pg_class x on x.oid = i.indexrelid
+     where i.indrelid = c.oid and i.indisunique and i.indimmediate and i.indisvalid
+       and i.indpred is null and i.indexprs is null
+       and not exists (select from pg_catalog.pg_attribute a
+                       where a.attrelid = c.oid and a.attnum = any(i.indkey::int2[]) and not a.attnotnull)
+    ) as key_candidate,
+    (select coalesce(pg_catalog.array_agg(x.relname::text order by x.relname), '{}')
+     from pg_catalog.pg_index i join pg_catalog.pg_class x on x.oid = i.indexrelid
+     where i.indrelid = c.oid and i.indisunique and not i.indisprimary
+       and not (c.relreplident = 'i' and i.indisreplident)) as secondary_unique,
+    (select count(*)::int from pg_catalog.pg_constraint k
+     where k.conrelid = c.oid and k.contype = 'f') as foreign_keys
+  from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+  where c.relkind in ('r', 'p') and not c.relispartition and c.relpersistence in ('p', 'u')
+    and n.nspname not in ('pg_catalog', 'information_schema', 'sterna') and n.nspname not like 'pg\\_%'
+    and not exists (
+      select from pg_catalog.pg_depend d
+      where d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass and d.objid = c.oid and d.deptype = 'e')
+  order by 1`
+
+/** What is to be said about the tables of one server. */
+export function checkTables(server: string, tables: readonly TableFacts[]): Finding[] {
+  const findings = tables.flatMap((table) => checkTable(server, table))
+  const unique = tables.filter((table) => table.secondaryUnique.length > 0).map((table) => table.table)
+  if (unique.length > 0)
+    findings.push({
+      severity: 'info',
+      check: 'secondary_unique',
+      server,
+      object: null,
+      what: `${count(unique.length, 'table')} with further unique keys (${listed(unique)}): two nodes can write the same value under different keys`,
+      fix: null,
+    })
+  const referring = tables.filter((table) => table.foreignKeys > 0).map((table) => table.table)
+  if (referring.length > 0)
+    findings.push({
+      severity: 'info',
+      check: 'foreign_keys',
+      server,
+      object: null,
+      what: `${count(referring.length, 'table')} with foreign keys (${listed(referring)}): what arrives from other nodes is not checked against them`,
+      fix: null,
+    })
+  return findings
+}
+
+function checkTable(server: string, table: TableFacts): Finding[] {
+  const found = (severity: Severity, check: string, what: string, fix: string | null): Finding => ({
+    severity,
+    check,
+    server,
+    object: table.table,
+    what,
+    fix,
+  })
+  if (table.unlogged)
+    return [
+      found(
+        'warn',
+        'unlogged_table',
+        'is unlogged and does not replicate',
+        `alter table ${table.table} set logged;`,
+      ),
+    ]
+  const findings: Finding[] = []
+  if (table.deferrable.length > 0)
+    findings.push(
+      found(
+        'warn',
+        'deferrable_key',
+        `has deferrable keys (${table.deferrable.join(', ')}): they are not checked while changes are applied`,
+        `alter table ${table.table} drop constraint ${quoteIfNeeded(table.deferrable[0]!)};  -- and add it again, not deferrable`,
+      ),
+    )
+  if (table.replicaIdentity === 'n')
+    findings.push(
+      found(
+        'warn',
+        'replica_identity_nothing',
+        'has REPLICA IDENTITY NOTHING: once published, its updates and deletes fail',
+        `alter table ${table.table} replica identity default;`,
+      ),
+    )
+  if (!table.hasKey && !(table.hasPrimaryKey && table.deferrable.length > 0))
+    findings.push(
+      found(
+        'warn',
+        'table_without_key',
+        'has no primary key: only its inserts replicate',
+        table.keyCandidate === null
+          ? `alter table ${table.table} add column id bigint generated always as identity primary key;`
+          : `alter table ${table.table} replica identity using index ${quoteIfNeeded(table.keyCandidate)};`,
+      ),
+    )
+  if (table.replicaIdentity === 'f')
+    findings.push(
+      found(
+        'info',
+        'replica_identity_full',
+        'has REPLICA IDENTITY FULL: every update and delete writes the whole old row to the WAL',
+        table.hasPrimaryKey ? `alter table ${table.table} replica identity default;` : null,
+      ),
+    )
+  return findings
+}
+
+/** A number with its noun: `1 table`, `2 tables`. */
+function count(number: number, noun: string): string {
+  return `${number} ${noun}${number === 1 ? '' : 's'}`
+}
