@@ -15,7 +15,7 @@ describe.each(MATRIX)('servers of version %s', (version) => {
     const connection = await PgConnection.connect(servers.nodes[node]!.dsn)
     try {
       const { rows } = await connection.query(sql)
-      return String(Object.values(rows[0] ?? {})[0])
+      return String(Object.values(rows[0] ?? {})[0] as string | number | bigint | boolean | null)
     } finally {
       await connection.close()
     }

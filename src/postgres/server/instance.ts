@@ -143,8 +143,8 @@ export class PgInstance {
     let ended: ExitInfo | undefined
     this.#child = child
     this.#exit = new Promise((resolve) => {
-      child.once('exit', (code, signal) => {
-        ended = { code, signal }
+      child.once('exit', (code, killedBy) => {
+        ended = { code, signal: killedBy }
         this.#child = undefined
         resolve(ended)
       })
