@@ -1,7 +1,7 @@
 import { assert } from '../../core/assert.ts'
 import { SternaError } from '../../core/errors.ts'
 import type { Lsn } from '../../core/lsn.ts'
-import type { PgTime } from '../../core/pg-time.ts'
+import { pgTimeOf, type PgTime } from '../../core/pg-time.ts'
 import { FRONTEND } from '../../pgwire/frontend.ts'
 import {
   COLUMN_KIND,
@@ -44,6 +44,8 @@ export interface ApplierOptions {
   /** Whether the stream carries binary values. */
   readonly binary: boolean
   readonly signal: AbortSignal
+  /** Applies each transaction so long after its commit; 0: at once. */
+  readonly applyDelayMs: number
   /** A change is ahead of the local clock by so many milliseconds, and waits. */
   readonly onClockAhead: (aheadMs: number) => void
   /** The stream has passed a position without anything to apply. */
@@ -77,11 +79,14 @@ export class Applier {
   #skip = false
   #started = false
   #previousLsn: Lsn | null
+  /** Until the local clock is past this the transaction waits. */
+  #notBefore: PgTime
 
   constructor(options: ApplierOptions) {
     this.#options = options
     this.#session = options.session
     this.#previousLsn = options.session.startProgress
+    this.#notBefore = pgTimeOf(0n)
   }
 
   /**
@@ -122,8 +127,14 @@ export class Applier {
     }
   }
 
+  /** A transaction has begun in the stream and not ended. */
+  get inTransaction(): boolean {
+    return this.#transaction !== undefined
+  }
+
   #onBegin(begin: BeginMessage): void {
     this.#transaction = begin
+    this.#notBefore = pgTimeOf(begin.commitTime + BigInt(Math.round(this.#options.applyDelayMs * 1000)))
     this.#changes = 0
     this.#started = false
     // The slot may repeat what is applied already: after a crash it starts at the last confirmed position.
@@ -145,7 +156,7 @@ export class Applier {
       this.#write(table, table.plan, buffer, start)
       return undefined
     }
-    if (this.#options.clock.isPast(this.#current().commitTime)) {
+    if (this.#options.clock.isPast(this.#notBefore)) {
       this.#start()
       if (table.plan) {
         this.#write(table, table.plan, buffer, start)
@@ -162,9 +173,8 @@ export class Applier {
 
   async #startWhenPast(): Promise<void> {
     if (this.#started) return
-    const { commitTime } = this.#current()
     const { clock, signal, onClockAhead } = this.#options
-    if (!clock.isPast(commitTime)) await clock.waitUntilPast(commitTime, signal, onClockAhead)
+    if (!clock.isPast(this.#notBefore)) await clock.waitUntilPast(this.#notBefore, signal, onClockAhead)
     this.#start()
   }
 

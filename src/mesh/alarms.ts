@@ -1,0 +1,62 @@
+import type { Alarm, ReportedError, SubscriptionReport } from './report.ts'
+
+const RETAINED_WARNING_BYTES = 1024 ** 3
+const RETAINED_CRITICAL_BYTES = 10 * 1024 ** 3
+
+/** What alarms are decided from. */
+export interface AlarmFacts {
+  readonly node: string
+  readonly connected: boolean
+  readonly lastError: ReportedError | null
+  readonly maxClockSkewMs: number
+  readonly subscriptions: readonly {
+    readonly report: SubscriptionReport
+    readonly clockAheadMs: number
+    readonly walStatus: string | null
+  }[]
+}
+
+/** The conditions that somebody must act on, as an agent sees them. */
+export function alarmsOf(facts: AlarmFacts): Alarm[] {
+  const alarms: Alarm[] = []
+  if (!facts.connected) {
+    alarms.push({
+      name: 'server_unusable',
+      subject: facts.node,
+      message: facts.lastError?.message ?? 'not connected to the own server yet',
+      action: facts.lastError?.hint ?? 'Wait, or look at the server log.',
+      severity: 'critical',
+    })
+  }
+  for (const { report, clockAheadMs, walStatus } of facts.subscriptions) {
+    if (report.status === 'down' && report.lastError) {
+      alarms.push({
+        name: 'subscription_down',
+        subject: report.name,
+        message: report.lastError.message,
+        action: report.lastError.hint,
+        severity: 'critical',
+      })
+    }
+    if (clockAheadMs > facts.maxClockSkewMs) {
+      alarms.push({
+        name: 'clock_skew',
+        subject: report.name,
+        message: `changes of ${report.providerName} are dated ${Math.round(clockAheadMs)} ms ahead of this server's clock; they wait for it`,
+        action: `Set the clocks of ${report.providerName} and ${facts.node} right (NTP). Nothing is lost meanwhile, changes only arrive late.`,
+        severity: 'warning',
+      })
+    }
+    const retained = report.retainedWalBytes ?? 0
+    if (retained > RETAINED_WARNING_BYTES || walStatus === 'unreserved' || walStatus === 'lost') {
+      alarms.push({
+        name: 'slot_retains_wal',
+        subject: report.name,
+        message: `slot ${report.slotName} makes ${report.providerName} keep ${(retained / 1024 ** 3).toFixed(1)} GB of WAL (${walStatus})`,
+        action: 'Let the subscription catch up, or drop it before the disk of the provider is full.',
+        severity: retained > RETAINED_CRITICAL_BYTES || walStatus !== 'reserved' ? 'critical' : 'warning',
+      })
+    }
+  }
+  return alarms
+}

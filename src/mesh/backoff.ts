@@ -1,0 +1,29 @@
+import { setTimeout as sleep } from 'node:timers/promises'
+
+const FIRST_MS = 100
+const LONGEST_MS = 15_000
+/** An attempt that lasted this long was a success: the next failure starts from the first delay again. */
+const HEALTHY_MS = 10_000
+
+/** Delays between attempts: doubling, with jitter so that many agents do not come back at the same moment. */
+export class Backoff {
+  #delayMs = FIRST_MS
+  #startedAtMs = 0
+
+  attemptStarts(): void {
+    this.#startedAtMs = Date.now()
+  }
+
+  /** The next delay in milliseconds. */
+  next(): number {
+    if (Date.now() - this.#startedAtMs > HEALTHY_MS) this.#delayMs = FIRST_MS
+    const delay = this.#delayMs * (0.75 + Math.random() / 2)
+    this.#delayMs = Math.min(this.#delayMs * 2, LONGEST_MS)
+    return delay
+  }
+}
+
+/** Waits; resolves early when the signal aborts. */
+export async function pause(ms: number, signal: AbortSignal): Promise<void> {
+  await sleep(ms, undefined, { signal }).catch(() => {})
+}

@@ -1,0 +1,260 @@
+import { messageOf, SternaError } from '../core/errors.ts'
+import { pgTimeOf, unixMsOf } from '../core/pg-time.ts'
+import { PgConnection } from '../postgres/connection.ts'
+import { addressOf, type ConnectTarget } from '../postgres/dsn.ts'
+import { sqlstateOf } from '../postgres/server-error.ts'
+import { alarmsOf } from './alarms.ts'
+import { LocalClock } from './apply/local-clock.ts'
+import type { LocalWal } from './apply/confirmed-position.ts'
+import { Backoff, pause } from './backoff.ts'
+import {
+  lsnAsNumber,
+  lsnFromNumeric,
+  readLocalNode,
+  readSubscriptions,
+  runtimeKey,
+  type LocalNode,
+} from './definitions.ts'
+import type { Log } from './log.ts'
+import type { Alarm, NodeReport, ReportedError } from './report.ts'
+import { cleanSlots } from './slot-cleanup.ts'
+import { writeState } from './state-writer.ts'
+import { Subscription, type SubscriptionSurroundings } from './subscription.ts'
+
+const CHANNEL = 'sterna'
+/** Definitions are read again at least this often, should a notification be lost. */
+const RECONCILE_INTERVAL_MS = 10_000
+const CLEANUP_INTERVAL_MS = 5000
+const CONTROL_QUERY_TIMEOUT_MS = 30_000
+/** `pg_try_advisory_lock` key in the node's database: one agent per node. */
+const AGENT_LOCK = "hashtextextended('sterna agent', 0)"
+
+export interface MeshServiceOptions {
+  /** The node that the database must be. */
+  readonly node: string
+  readonly target: ConnectTarget
+  readonly sternaVersion: string
+  readonly httpAddress: string | null
+  readonly heartbeatIntervalMs: number
+  readonly maxClockSkewMs: number
+  readonly log: Log
+}
+
+interface Running {
+  readonly key: string
+  readonly subscription: Subscription
+  readonly stop: AbortController
+  readonly done: Promise<void>
+}
+
+/** Everything that the mesh does on one node: keeps its subscriptions as they are defined, beats, and reports. */
+export class MeshService {
+  readonly #options: MeshServiceOptions
+  readonly #running = new Map<string, Running>()
+  readonly #startedAtMs = Date.now()
+  #local: LocalNode | undefined
+  #serverVersion: string | null = null
+  #clockOffsetMs: number | null = null
+  #connected = false
+  #lastError: ReportedError | null = null
+
+  constructor(options: MeshServiceOptions) {
+    this.#options = options
+  }
+
+  /**
+   * Works until `signal` aborts; survives everything that may pass.
+   * @throws NODE_NAME_MISMATCH
+   */
+  async run(signal: AbortSignal): Promise<void> {
+    const backoff = new Backoff()
+    while (!signal.aborted) {
+      backoff.attemptStarts()
+      try {
+        await this.#serve(signal)
+      } catch (error) {
+        if (signal.aborted) return
+        if (error instanceof SternaError && error.code === 'NODE_NAME_MISMATCH') throw error
+        if (!(error instanceof SternaError)) throw error
+        const repeated = this.#lastError?.message === error.message
+        this.#lastError = { code: error.code, message: messageOf(error), hint: error.hint, atMs: Date.now() }
+        const facts = { code: error.code, reason: messageOf(error), sqlstate: sqlstateOf(error) }
+        if (repeated) this.#options.log.debug(facts, 'own server still not usable')
+        else this.#options.log.warn(facts, 'own server not usable')
+        await pause(backoff.next(), signal)
+      }
+    }
+  }
+
+  report(): NodeReport {
+    return {
+      nodeId: this.#local?.nodeId ?? null,
+      nodeName: this.#options.node,
+      region: this.#local?.location ?? null,
+      sternaVersion: this.#options.sternaVersion,
+      serverVersion: this.#serverVersion,
+      clockOffsetMs: this.#clockOffsetMs,
+      connected: this.#connected,
+      startedAtMs: this.#startedAtMs,
+      subscriptions: [...this.#running.values()].map(({ subscription }) => subscription.report()),
+      alarms: this.#alarms(),
+      lastError: this.#lastError,
+    }
+  }
+
+  #alarms(): Alarm[] {
+    const facts = [...this.#running.values()].map(({ subscription }) => ({
+      report: subscription.report(),
+      clockAheadMs: subscription.clockAheadMs,
+      walStatus: subscription.walStatus,
+    }))
+    return alarmsOf({
+      node: this.#options.node,
+      connected: this.#connected,
+      lastError: this.#lastError,
+      maxClockSkewMs: this.#options.maxClockSkewMs,
+      subscriptions: facts,
+    })
+  }
+
+  /** One connection to the own server, for as long as it lasts. */
+  async #serve(signal: AbortSignal): Promise<void> {
+    const { target, node, log } = this.#options
+    const control = await PgConnection.connect(target, {
+      applicationName: `sterna ${node} agent`,
+      parameters: { 'sterna.ddl_replication': 'off' },
+      signal,
+    })
+    const lost = new AbortController()
+    control.onLost = (error) => lost.abort(error)
+    const both = AbortSignal.any([signal, lost.signal])
+    try {
+      const local = await this.#identify(control)
+      this.#local = local
+      this.#serverVersion = control.parameter('server_version') ?? null
+      const around = this.#surroundings(control, local)
+      await this.#measureClock(around.clock)
+      let changed = true
+      let wake = (): void => {}
+      control.onNotification = () => {
+        changed = true
+        wake()
+      }
+      await control.exec(`listen ${CHANNEL}`)
+      this.#connected = true
+      this.#lastError = null
+      log.info({ server: this.#serverVersion, nodeId: local.nodeId }, 'serving node')
+      let reconciledAtMs = 0
+      let cleanedAtMs = 0
+      while (!both.aborted) {
+        if (changed || Date.now() - reconciledAtMs > RECONCILE_INTERVAL_MS) {
+          changed = false
+          reconciledAtMs = Date.now()
+          cleanedAtMs = 0
+          await this.#reconcile(around, both)
+        }
+        await this.#beat(control, around.clock)
+        if (Date.now() - cleanedAtMs > CLEANUP_INTERVAL_MS) {
+          cleanedAtMs = Date.now()
+          await cleanSlots(control, local, log)
+        }
+        const woken = new Promise<void>((resolve) => {
+          wake = resolve
+        })
+        await Promise.race([pause(this.#options.heartbeatIntervalMs, both), woken])
+      }
+      lost.signal.throwIfAborted()
+    } catch (error) {
+      throw lost.signal.aborted ? lost.signal.reason : error
+    } finally {
+      this.#connected = false
+      await this.#stopAll()
+      await control.close()
+    }
+  }
+
+  /** @throws SCHEMA_MISSING, NODE_NAME_MISMATCH, AGENT_ALREADY_RUNNING */
+  async #identify(control: PgConnection): Promise<LocalNode> {
+    const { node, target } = this.#options
+    const address = addressOf(target)
+    const installed = await control.row<{ yes: boolean }>(
+      `select to_regclass('sterna.local_node') is not null as yes`,
+    )
+    const local = installed?.yes ? await readLocalNode(control) : null
+    if (!local) throw new SternaError('PROVIDER_NOT_A_NODE', { address })
+    if (local.nodeName !== node)
+      throw new SternaError('NODE_NAME_MISMATCH', { expected: node, actual: local.nodeName, address })
+    const lock = await control.row<{ got: boolean }>(`select pg_try_advisory_lock(${AGENT_LOCK}) as got`)
+    if (!lock?.got) throw new SternaError('AGENT_ALREADY_RUNNING', { node, address })
+    return local
+  }
+
+  #surroundings(control: PgConnection, local: LocalNode): SubscriptionSurroundings {
+    const micros = '(extract(epoch from clock_timestamp()) * 1000000)::bigint - 946684800000000'
+    const clock = new LocalClock(async () => {
+      const row = await control.row<{ now: bigint }>(`select ${micros} as now`)
+      return pgTimeOf(row!.now)
+    })
+    return {
+      local,
+      localTarget: this.#options.target,
+      control,
+      clock,
+      localWal: () => readLocalWal(control),
+      heartbeatIntervalMs: this.#options.heartbeatIntervalMs,
+      log: this.#options.log,
+    }
+  }
+
+  async #measureClock(clock: LocalClock): Promise<void> {
+    const beforeMs = Date.now()
+    const serverMs = unixMsOf(await clock.refresh())
+    this.#clockOffsetMs = serverMs - (beforeMs + Date.now()) / 2
+  }
+
+  /** The heartbeat, and the state for status, in the node's own database. */
+  async #beat(control: PgConnection, clock: LocalClock): Promise<void> {
+    await this.#measureClock(clock)
+    await control.query('select sterna.heartbeat_write($1)', [this.#options.sternaVersion], {
+      timeoutMs: CONTROL_QUERY_TIMEOUT_MS,
+    })
+    await writeState(control, this.report(), this.#options.httpAddress)
+  }
+
+  /** Makes what runs equal to what is defined. */
+  async #reconcile(around: SubscriptionSurroundings, signal: AbortSignal): Promise<void> {
+    const definitions = await readSubscriptions(around.control)
+    const wanted = new Map(definitions.map((definition) => [definition.name, definition]))
+    const obsolete = [...this.#running].filter(([name, running]) => {
+      const definition = wanted.get(name)
+      return !definition || runtimeKey(definition) !== running.key
+    })
+    await Promise.all(obsolete.map(([name]) => this.#stop(name)))
+    for (const [name, definition] of wanted) {
+      if (this.#running.has(name)) continue
+      const stop = new AbortController()
+      const subscription = new Subscription(definition, around)
+      const done = subscription.run(AbortSignal.any([signal, stop.signal]))
+      this.#running.set(name, { key: runtimeKey(definition), subscription, stop, done })
+    }
+  }
+
+  async #stop(name: string): Promise<void> {
+    const running = this.#running.get(name)
+    if (!running) return
+    running.stop.abort()
+    await running.done
+    this.#running.delete(name)
+  }
+
+  async #stopAll(): Promise<void> {
+    await Promise.all([...this.#running.keys()].map((name) => this.#stop(name)))
+  }
+}
+
+async function readLocalWal(control: PgConnection): Promise<LocalWal> {
+  const row = await control.row<{ insert: string; flush: string }>(
+    `select ${lsnAsNumber('pg_current_wal_insert_lsn()')} as insert, ${lsnAsNumber('pg_current_wal_flush_lsn()')} as flush`,
+  )
+  return { insertLsn: lsnFromNumeric(row!.insert), flushLsn: lsnFromNumeric(row!.flush) }
+}

@@ -1,0 +1,55 @@
+import { messageOf } from '../core/errors.ts'
+import { PgConnection } from '../postgres/connection.ts'
+import type { LocalNode } from './definitions.ts'
+import type { Log } from './log.ts'
+
+interface CleanupRow {
+  id: bigint
+  provider_dsn: string
+  slot_name: string
+  origin_name: string | null
+}
+
+/**
+ * Drops, at their providers, the slots of subscriptions that were dropped here. What cannot be reached stays on the list
+ * with its reason. A slot whose name a subscription uses again is left to that subscription.
+ */
+export async function cleanSlots(control: PgConnection, local: LocalNode, log: Log): Promise<void> {
+  const { rows } = await control.query<CleanupRow>(
+    'select id, provider_dsn, slot_name::text, origin_name from sterna.slot_cleanup order by id',
+  )
+  for (const row of rows) {
+    try {
+      await dropSlot(row, local)
+      if (row.origin_name !== null) {
+        await control.query(
+          `select pg_replication_origin_drop(roname) from pg_replication_origin
+            where roname = $1 and not exists (select from sterna.subscription s where s.origin_name = $1)`,
+          [row.origin_name],
+        )
+      }
+      await control.query('delete from sterna.slot_cleanup where id = $1', [row.id])
+      log.info({ slot: row.slot_name }, 'slot of a dropped subscription dropped')
+    } catch (error) {
+      log.debug({ slot: row.slot_name, reason: messageOf(error) }, 'slot cannot be dropped yet')
+      await control.query('update sterna.slot_cleanup set last_error = $2 where id = $1', [
+        row.id,
+        messageOf(error),
+      ])
+    }
+  }
+}
+
+async function dropSlot(row: CleanupRow, local: LocalNode): Promise<void> {
+  const provider = await PgConnection.connect(row.provider_dsn, {
+    applicationName: `sterna ${local.nodeName} cleanup`,
+  })
+  try {
+    await provider.query(
+      'select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name = $1',
+      [row.slot_name],
+    )
+  } finally {
+    await provider.close()
+  }
+}

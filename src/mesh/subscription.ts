@@ -1,0 +1,345 @@
+import { SternaError, messageOf } from '../core/errors.ts'
+import { LSN_ZERO, lsnOf, maxLsn, type Lsn } from '../core/lsn.ts'
+import type { PgConnection } from '../postgres/connection.ts'
+import { parseDsn, type ConnectTarget } from '../postgres/dsn.ts'
+import { ServerError, sqlstateOf } from '../postgres/server-error.ts'
+import type { LocalWal } from './apply/confirmed-position.ts'
+import type { LocalClock } from './apply/local-clock.ts'
+import { TextTransferNeeded } from './apply/applier.ts'
+import { Backoff, pause } from './backoff.ts'
+import { ChangeFlow, type FlowCounters } from './change-flow.ts'
+import { lsnAsNumber, lsnFromNumeric, type LocalNode, type SubscriptionDefinition } from './definitions.ts'
+import { lagBytes, lagSeconds, type LagFacts } from './lag.ts'
+import type { Log } from './log.ts'
+import { ProviderLink, slotError, type ProviderSample } from './provider-link.ts'
+import type { ReportedError, SubscriptionReport, SubscriptionStatus } from './report.ts'
+
+const MONITOR_INTERVAL_MS = 1000
+const CATCHING_UP_SECONDS = 10
+const INTERNAL_PUBLICATION = 'sterna_internal'
+
+/** What subscriptions share: the node's own server, seen by one connection. */
+export interface SubscriptionSurroundings {
+  readonly local: LocalNode
+  readonly localTarget: ConnectTarget
+  readonly control: PgConnection
+  readonly clock: LocalClock
+  readonly localWal: () => Promise<LocalWal>
+  readonly heartbeatIntervalMs: number
+  readonly log: Log
+}
+
+/**
+ * Keeps one subscription going: connects, makes the slot on first contact, lets changes flow, and starts again after any
+ * failure, which it shows meanwhile. Never gives up by itself and never disturbs other subscriptions.
+ */
+export class Subscription {
+  readonly #definition: SubscriptionDefinition
+  readonly #around: SubscriptionSurroundings
+  readonly #counters: FlowCounters = {
+    transactions: 0,
+    changes: 0,
+    conflicts: {},
+    lastCommitMs: null,
+    lastDelayMs: null,
+  }
+  readonly #backoff = new Backoff()
+  readonly #log: Log
+  #initialized: boolean
+  #slotName: string | null
+  #originName: string
+  #providerName: string | null
+  #binary: boolean
+  #flow: ChangeFlow | undefined
+  #lastPosition: ChangeFlow['position'] | undefined
+  #sample: ProviderSample | undefined
+  #lastError: ReportedError | null = null
+  #retryAtMs: number | null = null
+  #clockAhead: { readonly ms: number; readonly atMs: number } | undefined
+  /** Sets that were made after our position in the WAL cannot be decoded yet: ask for them once we are past `at`. */
+  #laterSets: { readonly publications: readonly string[]; readonly at: Lsn } | undefined
+
+  constructor(definition: SubscriptionDefinition, around: SubscriptionSurroundings) {
+    this.#definition = definition
+    this.#around = around
+    this.#initialized = definition.initialized
+    this.#slotName = definition.slotName
+    this.#originName = definition.originName ?? ''
+    this.#providerName = definition.providerName
+    this.#binary = !definition.forceText
+    this.#log = around.log.child({ subscription: definition.name })
+  }
+
+  /** Runs until `signal` aborts. Never rejects. */
+  async run(signal: AbortSignal): Promise<void> {
+    if (!this.#definition.enabled) return
+    while (!signal.aborted) {
+      this.#backoff.attemptStarts()
+      try {
+        await this.#attempt(signal)
+      } catch (error) {
+        if (signal.aborted) return
+        if (error instanceof TextTransferNeeded) {
+          this.#binary = false
+          this.#log.info({}, 'a table needs values as text: streaming again in text')
+          continue
+        }
+        if (error instanceof SetsChange) {
+          if (error.include) this.#laterSets = undefined
+          continue
+        }
+        const delayMs = this.#backoff.next()
+        this.#failed(error, delayMs)
+        await pause(delayMs, signal)
+      }
+    }
+  }
+
+  /** By how much changes of this provider are ahead of the local clock; 0 when they are not. */
+  get clockAheadMs(): number {
+    return this.#clockAhead && Date.now() - this.#clockAhead.atMs < 5000 ? this.#clockAhead.ms : 0
+  }
+
+  get walStatus(): string | null {
+    return this.#sample?.walStatus ?? null
+  }
+
+  report(): SubscriptionReport {
+    const position = this.#flow?.position ?? this.#lastPosition
+    const facts = this.#lagFacts()
+    return {
+      name: this.#definition.name,
+      status: this.#status(facts),
+      providerName: this.#providerName,
+      slotName: this.#slotName,
+      replicationSets: this.#definition.replicationSets,
+      receivedLsn: this.#flow?.receivedLsn || null,
+      appliedLsn: position?.applied || null,
+      confirmedLsn: position?.confirmed || null,
+      providerLsn: facts.providerLsn,
+      lagBytes: lagBytes(facts),
+      lagSeconds: lagSeconds(facts),
+      retainedWalBytes: this.#sample?.retainedWalBytes ?? null,
+      transactions: this.#counters.transactions,
+      changes: this.#counters.changes,
+      conflicts: this.#counters.conflicts,
+      exceptions: 0,
+      lastError: this.#lastError,
+      retryAtMs: this.#retryAtMs,
+    }
+  }
+
+  #lagFacts(): LagFacts {
+    return {
+      nowMs: Date.now(),
+      lastCommitMs: this.#counters.lastCommitMs,
+      lastDelayMs: this.#counters.lastDelayMs,
+      providerLsn: this.#sample?.currentLsn ?? null,
+      appliedLsn: (this.#flow?.position ?? this.#lastPosition)?.applied ?? null,
+      heartbeatIntervalMs: this.#around.heartbeatIntervalMs,
+    }
+  }
+
+  #status(facts: LagFacts): SubscriptionStatus {
+    if (!this.#definition.enabled) return 'disabled'
+    if (this.#lastError) return 'down'
+    if (!this.#flow) return 'initializing'
+    const seconds = lagSeconds(facts)
+    return seconds === null || seconds > CATCHING_UP_SECONDS ? 'catching_up' : 'replicating'
+  }
+
+  #failed(error: unknown, delayMs: number): void {
+    const known = error instanceof SternaError
+    const code = known ? error.code : 'UNEXPECTED'
+    const hint = known ? error.hint : 'This is a bug in Sterna: please report it with the log of the agent.'
+    const previous = this.#lastError
+    this.#lastError = { code, message: messageOf(error), hint, atMs: Date.now() }
+    this.#retryAtMs = Date.now() + delayMs
+    const facts = {
+      code,
+      reason: messageOf(error),
+      sqlstate: sqlstateOf(error),
+      retryInMs: Math.round(delayMs),
+    }
+    if (previous?.message === this.#lastError.message) this.#log.debug(facts, 'subscription failed again')
+    else this.#log.warn(known ? facts : { ...facts, stack: (error as Error).stack }, 'subscription failed')
+  }
+
+  async #attempt(signal: AbortSignal): Promise<void> {
+    const definition = this.#definition
+    const target = parseDsn(definition.providerDsn)
+    const link = await ProviderLink.open(target, definition, this.#around.local, signal)
+    try {
+      this.#providerName = link.node.nodeName
+      const publications = await this.#publications(link)
+      if (!this.#initialized) await this.#initialize(link)
+      await this.#refuseRewound(link)
+      await this.#flowChanges(link, target, publications, signal)
+    } finally {
+      await link.close()
+    }
+  }
+
+  async #publications(link: ProviderLink): Promise<string[]> {
+    const all = [INTERNAL_PUBLICATION, ...this.#definition.replicationSets.map((set) => `sterna_${set}`)]
+    await link.requirePublications(this.#definition, all)
+    return all.filter((name) => !this.#laterSets?.publications.includes(name))
+  }
+
+  /** First contact: makes the provider known here, the origin and the slot, and remembers them. */
+  async #initialize(link: ProviderLink): Promise<void> {
+    const { control, local } = this.#around
+    const { node } = link
+    await control.query('select sterna.peer_upsert($1, $2, $3, $4, null, null)', [
+      node.nodeId,
+      node.nodeName,
+      link.dsn,
+      node.location,
+    ])
+    const names = await control.row<{ origin: string; slot: string }>(
+      'select sterna.origin_name($1) as origin, sterna.slot_name_for($2, $3)::text as slot',
+      [node.nodeId, parseDsn(link.dsn).database, this.#definition.name],
+    )
+    const { origin, slot } = names!
+    await control.query(
+      'select pg_replication_origin_create($1) where not exists (select from pg_replication_origin where roname = $1)',
+      [origin],
+    )
+    const start = await link.createSlot(slot)
+    await control.query("select pg_replication_origin_advance($1, '0/0'::pg_lsn + $2::numeric)", [
+      origin,
+      start,
+    ])
+    await control.query(
+      `update sterna.subscription set provider_node_id = $2, provider_node_name = $3, provider_system_id = $4, provider_database_oid = $5,
+              slot_name = $6, origin_name = $7, initialized_at = clock_timestamp() where sub_name = $1`,
+      [this.#definition.name, node.nodeId, node.nodeName, node.systemId, node.databaseOid, slot, origin],
+    )
+    this.#slotName = slot
+    this.#originName = origin
+    this.#initialized = true
+    this.#log.info({ provider: node.nodeName, slot, node: local.nodeName }, 'subscription initialized')
+  }
+
+  async #refuseRewound(link: ProviderLink): Promise<void> {
+    const subscription = this.#definition.name
+    this.#sample = await link.sample(this.#slotName!)
+    if (this.#sample.walStatus === null || this.#sample.walStatus === 'lost') {
+      throw new SternaError('SLOT_LOST', { slot: this.#slotName!, subscription })
+    }
+    const row = await this.#around.control.row<{ applied: string | null }>(
+      `select ${lsnAsNumber('pg_replication_origin_progress($1, false)')} as applied`,
+      [this.#originName],
+    )
+    const applied = row?.applied == null ? null : lsnFromNumeric(row.applied)
+    if (applied !== null && this.#sample.currentLsn < applied) {
+      const facts = {
+        current: this.#sample.currentLsn.toString(16),
+        applied: applied.toString(16),
+        subscription,
+      }
+      throw new SternaError('PROVIDER_REWOUND', facts)
+    }
+  }
+
+  async #flowChanges(
+    link: ProviderLink,
+    target: ConnectTarget,
+    publications: string[],
+    signal: AbortSignal,
+  ): Promise<void> {
+    const { local, localTarget, clock, localWal } = this.#around
+    const flow = new ChangeFlow(
+      {
+        providerTarget: target,
+        localTarget,
+        applicationName: `sterna ${local.nodeName} ${this.#definition.name}`,
+        slotName: this.#slotName!,
+        originName: this.#originName,
+        originNodeId: link.node.nodeId,
+        publications,
+        binary: this.#binary,
+        filterOrigins: link.connection.majorVersion >= 16,
+        applyDelayMs: this.#definition.applyDelayMs,
+        clock,
+        localWal,
+        onClockAhead: (ms) => {
+          this.#clockAhead = { ms, atMs: Date.now() }
+        },
+      },
+      this.#counters,
+    )
+    const attempt = new AbortController()
+    const both = AbortSignal.any([signal, attempt.signal])
+    let monitored: Promise<void> = Promise.resolve()
+    try {
+      await flow.run(both, () => {
+        this.#flow = flow
+        this.#lastError = null
+        this.#retryAtMs = null
+        this.#log.info({ provider: link.node.nodeName, binary: this.#binary }, 'replicating')
+        monitored = this.#monitor(link, flow, both).catch((error: unknown) =>
+          flow.onEnd(error as SternaError),
+        )
+      })
+    } catch (error) {
+      throw await this.#explain(error, link)
+    } finally {
+      attempt.abort()
+      this.#lastPosition = flow.position
+      this.#flow = undefined
+      await monitored
+    }
+  }
+
+  /** Looks at the provider once a second, for lag and for what the slot holds. */
+  async #monitor(link: ProviderLink, flow: ChangeFlow, signal: AbortSignal): Promise<void> {
+    while (!signal.aborted) {
+      this.#sample = await link.sample(this.#slotName!)
+      if (this.#laterSets && flow.position.applied >= this.#laterSets.at) throw new SetsChange(true)
+      await pause(MONITOR_INTERVAL_MS, signal)
+    }
+  }
+
+  /** What a failure of the flow means in the operator's terms. */
+  async #explain(error: unknown, link: ProviderLink): Promise<unknown> {
+    if (!(error instanceof ServerError)) return error
+    const { sqlstate } = error
+    const fromProvider = error.facts['address'] === link.connection.address
+    if (sqlstate === '53400' && !fromProvider) {
+      return new SternaError(
+        'ORIGINS_EXHAUSTED',
+        { address: error.facts['address'], reason: error.fields.message },
+        error,
+      )
+    }
+    if (!fromProvider) return error
+    const missing = this.#definition.replicationSets
+      .map((set) => `sterna_${set}`)
+      .filter((name) => error.fields.message.includes(`"${name}"`))
+    if (sqlstate === '42704' && missing.length > 0) {
+      // A set that was made later than the WAL that we are reading does not exist for the decoder there.
+      const applied = this.#lastPosition?.applied ?? LSN_ZERO
+      const at = maxLsn(lsnOf(applied + 1n), await link.setsMadeAt(this.#definition.replicationSets))
+      this.#laterSets = { publications: [...missing, ...(this.#laterSets?.publications ?? [])], at }
+      return new SetsChange(false)
+    }
+    if (sqlstate === '42704' || sqlstate === '55000') {
+      return new SternaError(
+        'SLOT_LOST',
+        { slot: this.#slotName!, subscription: this.#definition.name },
+        error,
+      )
+    }
+    return slotError(error, link.connection.address)
+  }
+}
+
+/** Stream again: with all sets, now that our position is past their making, or without those made later. */
+class SetsChange extends Error {
+  readonly include: boolean
+  constructor(include: boolean) {
+    super('the sets to stream change')
+    this.include = include
+  }
+}
