@@ -29,8 +29,10 @@ interface UpOptions {
 /** The exit code of a program that a Ctrl-C interrupted. */
 const INTERRUPTED = 130
 
-/** `sterna up`: starts the local cluster, and creates it first where there is none. */
-export function upCommand(): Command {
+/**
+ * `sterna up`: starts the local cluster, and creates it first where there is none. Tests replace what it runs on.
+ */
+export function upCommand(replaced: Partial<RunOptions> = {}): Command {
   return new Command('up')
     .description('start a local cluster: PostgreSQL servers and agents on this machine, each writable')
     .addOption(new Option('--nodes <count>', 'how many nodes (default: 3)').argParser(Number))
@@ -55,13 +57,18 @@ Examples:
   sterna up --nodes 5 --port 8001 --dir /srv/sterna
   sterna up --pg /usr/lib/postgresql/17/bin --detach`,
     )
-    .action(up)
+    .action((options: UpOptions) => up(options, replaced))
 }
 
-async function up(options: UpOptions): Promise<void> {
+async function up(options: UpOptions, replaced: Partial<RunOptions>): Promise<void> {
   const directory = resolve(options.dir)
   const request: UpRequest = { directory, nodes: options.nodes, port: options.port, pg: options.pg }
-  const run: RunOptions = { mesh: MESH, sternaCommand: sternaCommand(), say: (line) => note(line) }
+  const run: RunOptions = {
+    mesh: MESH,
+    sternaCommand: sternaCommand(),
+    say: (line) => note(line),
+    ...replaced,
+  }
   if (options.supervise) return runInBackground(directory, run)
   const running = await findRunning(request)
   if (running) {

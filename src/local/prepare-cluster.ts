@@ -25,6 +25,8 @@ export interface UpRequest {
   readonly nodes?: number | undefined
   readonly port?: number | undefined
   readonly pg?: string | undefined
+  /** The parent process created the cluster a moment ago and hands it over. */
+  readonly handedOver?: boolean
 }
 
 /** A cluster whose data is there, nothing runs, and this process holds the claim. */
@@ -49,7 +51,7 @@ export async function prepareCluster(
   const existing = await readLocalCluster(directory)
   if (existing) {
     requireSame(existing, request)
-    return resume(existing, say)
+    return resume(existing, say, request.handedOver ?? false)
   }
   return create({ ...request, directory }, say)
 }
@@ -102,7 +104,11 @@ async function create(
   return { cluster, binaries, user }
 }
 
-async function resume(cluster: LocalCluster, say: (line: string) => void): Promise<PreparedCluster> {
+async function resume(
+  cluster: LocalCluster,
+  say: (line: string) => void,
+  handedOver: boolean,
+): Promise<PreparedCluster> {
   const user = await dataOwner(cluster, await serverUser(say))
   const binaries = await reachableBinaries(await findBinaries(cluster.pg.wanted), user, say)
   const major = await dataMajor(cluster)
@@ -118,7 +124,8 @@ async function resume(cluster: LocalCluster, say: (line: string) => void): Promi
   const stopped = await stopLeftovers(cluster)
   if (stopped.length > 0) say(`an earlier supervisor was killed; stopped what it left: ${stopped.join(', ')}`)
   await requirePortsFree(cluster.nodes.flatMap(({ port, httpPort }) => [port, httpPort]))
-  if (cluster.meshCreatedAt === null) say('an earlier start did not finish; going on where it stopped')
+  if (cluster.meshCreatedAt === null && !handedOver)
+    say('an earlier start did not finish; going on where it stopped')
   await createData(cluster, binaries, user, say)
   const current = { ...cluster, pg: { ...cluster.pg, version: binaries.version, binDir: binaries.binDir } }
   await writeLocalCluster(current)

@@ -85,7 +85,7 @@ export async function runInBackground(directory: string, options: RunOptions): P
   const say = (line: string): void => options.say(`${new Date().toISOString()} ${line}`)
   await takeClaim(directory)
   try {
-    await runForeground({ directory }, { ...options, say }, () => {})
+    await runForeground({ directory, handedOver: true }, { ...options, say }, () => {})
     say('stopped')
   } catch (error) {
     if (error instanceof SternaError) await updateClaim(directory, 'failed', error)

@@ -32,6 +32,22 @@ export async function reservePorts(count: number): Promise<number[]> {
   return ports
 }
 
+/**
+ * A first port for a local cluster of so many nodes: it, its followers and the agents' ports 100 above are free and
+ * reserved.
+ */
+export async function reserveClusterPorts(nodeCount: number): Promise<number> {
+  for (let attempt = 0; attempt < 200; attempt++) {
+    const first = FIRST_PORT + Math.floor(Math.random() * (PORT_COUNT - 200))
+    const wanted = Array.from({ length: nodeCount }, (_, i) => [first + i, first + 100 + i]).flat()
+    const reserved = wanted.filter(reserve)
+    const free = await Promise.all(wanted.map(isPortFree))
+    if (reserved.length === wanted.length && !free.includes(false)) return first
+    reserved.forEach(releasePort)
+  }
+  throw new Error(`no free ports for a local cluster of ${nodeCount} nodes`)
+}
+
 /** Gives a reserved port back. */
 export function releasePort(port: number): void {
   rmSync(join(reservations, String(port)), { force: true })
