@@ -14,8 +14,8 @@ describe.each(MATRIX)('servers of version %s', (version) => {
   const ask = async (node: number, sql: string): Promise<string> => {
     const connection = await PgConnection.connect(servers.nodes[node]!.dsn)
     try {
-      const { rows } = await connection.query(sql)
-      return String(Object.values(rows[0] ?? {})[0] as string | number | bigint | boolean | null)
+      const { rows } = await connection.query<Record<string, string | number>>(sql)
+      return String(Object.values(rows[0] ?? {})[0])
     } finally {
       await connection.close()
     }
