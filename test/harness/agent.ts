@@ -1,0 +1,66 @@
+import { spawn, type ChildProcess } from 'node:child_process'
+import { once } from 'node:events'
+import { fileURLToPath } from 'node:url'
+
+import { guardGroup } from './guard.ts'
+
+/** An agent as a process of its own. */
+export interface TestAgent {
+  /** Everything that it has logged so far. */
+  readonly log: string
+  readonly pid: number | undefined
+  kill9(): Promise<void>
+  stop(): Promise<void>
+  /** Starts it again after kill9 or stop. */
+  start(): Promise<void>
+}
+
+const MAIN = fileURLToPath(new URL('../../src/cli/main.ts', import.meta.url))
+
+/** Starts an agent without HTTP; it ends with the test process. */
+export async function startAgent(options: { node: string; dsn: string; env: Readonly<Record<string, string>> }): Promise<TestAgent> {
+  const agent = new AgentProcess(options)
+  await agent.start()
+  return agent
+}
+
+class AgentProcess implements TestAgent {
+  readonly #options: { node: string; dsn: string; env: Readonly<Record<string, string>> }
+  #child: ChildProcess | undefined
+  #exited: Promise<unknown> = Promise.resolve()
+  log = ''
+
+  constructor(options: { node: string; dsn: string; env: Readonly<Record<string, string>> }) {
+    this.#options = options
+  }
+
+  get pid(): number | undefined {
+    return this.#child?.pid
+  }
+
+  async start(): Promise<void> {
+    const { node, dsn, env } = this.#options
+    const child = spawn(process.execPath, [MAIN, 'agent', '--node', node, '--http', 'off'], {
+      detached: true,
+      stdio: ['ignore', 'ignore', 'pipe'],
+      env: { ...process.env, STERNA_DSN: dsn, STERNA_LOG_LEVEL: 'debug', ...env },
+    })
+    child.stderr.setEncoding('utf8').on('data', (text: string) => {
+      this.log += text
+    })
+    await once(child, 'spawn')
+    const ended = guardGroup(child.pid!)
+    this.#exited = once(child, 'exit').then(ended)
+    this.#child = child
+  }
+
+  async kill9(): Promise<void> {
+    this.#child?.kill('SIGKILL')
+    await this.#exited
+  }
+
+  async stop(): Promise<void> {
+    this.#child?.kill('SIGTERM')
+    await this.#exited
+  }
+}
