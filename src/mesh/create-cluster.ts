@@ -7,6 +7,7 @@ import {
   type ConnectedNode,
   type MeshNode,
 } from './mesh-node.ts'
+import { compareSchemas, formatDifference, readTableShapes } from './schema-compare.ts'
 import { installSchema } from './schema.ts'
 
 /** The greatest node id: ten bits. */
@@ -19,10 +20,12 @@ export interface CreateMeshOptions {
 }
 
 /** What a database says about itself before anything is changed. Null: it is no node yet. */
-interface Membership {
+export interface Membership {
   readonly nodeName: string
   readonly nodeId: number
   readonly cluster: string | null
+  /** The ids of all nodes that it knows of, its own among them. */
+  readonly knownIds: readonly number[]
 }
 
 /**
@@ -31,7 +34,7 @@ interface Membership {
  * further nodes, and takes changed connection strings over. It starts no agents; see waitForMesh.
  *
  * Everything that can be refused is checked on all nodes before the first one is changed.
- * @throws NODE_NAME_TWICE; SAME_DATABASE_TWICE; NODE_BELONGS_ELSEWHERE; what connecting and SQL throw
+ * @throws NODE_NAME_TWICE; SAME_DATABASE_TWICE; NODE_BELONGS_ELSEWHERE; SCHEMA_DIFFERS; what connecting and SQL throw
  */
 export async function createMesh(nodes: readonly MeshNode[], options: CreateMeshOptions): Promise<void> {
   checkNodeNames(nodes)
@@ -41,6 +44,7 @@ export async function createMesh(nodes: readonly MeshNode[], options: CreateMesh
     if (same) throw new SternaError('SAME_DATABASE_TWICE', same)
     const memberships = await Promise.all(connected.map(readMembership))
     const ids = assignNodeIds(connected, memberships, options.name)
+    if (memberships.includes(null)) await refuseDifferentSchemas(connected)
     for (const [index, node] of connected.entries()) {
       progress(`${node.name}: schema sterna`)
       await node.conn.exec('set client_min_messages = warning')
@@ -73,7 +77,7 @@ export function assignNodeIds(
         cluster,
       })
   }
-  const taken = new Set(memberships.flatMap((member) => (member ? [member.nodeId] : [])))
+  const taken = new Set(memberships.flatMap((member) => member?.knownIds ?? []))
   let next = 1
   return memberships.map((member) => {
     if (member) return member.nodeId
@@ -89,16 +93,32 @@ export function assignNodeIds(
   })
 }
 
+/** @throws SCHEMA_DIFFERS */
+async function refuseDifferentSchemas(nodes: readonly ConnectedNode[]): Promise<void> {
+  const tables = await Promise.all(
+    nodes.map(async ({ name, conn }) => ({ node: name, tables: await readTableShapes(conn) })),
+  )
+  const differences = compareSchemas(tables).map(formatDifference)
+  if (differences.length > 0) throw new SternaError('SCHEMA_DIFFERS', { differences })
+}
+
 async function readMembership(node: ConnectedNode): Promise<Membership | null> {
   const found = await node.conn.row<{ present: boolean }>(
     `select pg_catalog.to_regclass('sterna.local_node') is not null as present`,
   )
   if (!found?.present) return null
-  const row = await node.conn.row<{ node_id: number; node_name: string; cluster: string | null }>(
-    `select n.node_id, n.node_name, n.info ->> 'cluster' as cluster
+  const row = await node.conn.row<{
+    node_id: number
+    node_name: string
+    cluster: string | null
+    known_ids: number[]
+  }>(
+    `select n.node_id, n.node_name::text, n.info ->> 'cluster' as cluster,
+       (select pg_catalog.array_agg(k.node_id) from sterna.node k) as known_ids
      from sterna.local_node l join sterna.node n on n.node_id = l.node_id`,
   )
-  return row ? { nodeId: row.node_id, nodeName: row.node_name, cluster: row.cluster } : null
+  if (!row) return null
+  return { nodeId: row.node_id, nodeName: row.node_name, cluster: row.cluster, knownIds: row.known_ids }
 }
 
 /** Makes the database a node; its existing tables join the replication sets by that. */
