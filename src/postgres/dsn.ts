@@ -140,6 +140,10 @@ function parseUri(text: string): Map<string, string> {
   const match = /^postgres(?:ql)?:\/\/(?:([^@/?]*)@)?([^/?]*)(?:\/([^?]*))?(?:\?(.*))?$/.exec(text)
   if (!match) throw invalid('it is not a valid postgresql:// URI')
   const [, login = '', place = '', database = '', query = ''] = match
+  // Parsed as it stands, a part of the password would become host, port or setting, and so get into messages.
+  if (`${place}${database}`.includes('@') || (match[1] === undefined && text.includes('@'))) {
+    throw invalid('in user, password and database, write @ as %40, / as %2F, ? as %3F')
+  }
   const out = new Map<string, string>()
   const set = (name: string, raw: string): void => {
     if (raw === '') return
@@ -159,7 +163,7 @@ function parseUri(text: string): Map<string, string> {
   set('dbname', database)
   for (const pair of query.split('&').filter(Boolean)) {
     const equals = pair.indexOf('=')
-    if (equals < 0) throw invalid(`"${pair}" after the ? has no value`)
+    if (equals < 0) throw invalid('a setting after the ? has no value')
     const name = pair.slice(0, equals)
     set(
       name === 'ssl' ? 'sslmode' : name,
