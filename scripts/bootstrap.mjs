@@ -107,6 +107,14 @@ export function chooseNode() {
   const pinned = pinnedNode()
   if (pinned) return pinned
   if (isNewEnough(process.versions.node)) return process.execPath
+  // The package fetches its binary in an install script, which npm may have been told not to run.
+  const directory = join(root, 'node_modules', 'node')
+  if (existsSync(directory)) {
+    process.stderr.write('Fetching the Node that the project runs on (once)...\n')
+    spawnSync(process.execPath, ['installArchSpecificPackage'], { cwd: directory, stdio: ['ignore', 2, 2] })
+    const fetched = pinnedNode()
+    if (fetched) return fetched
+  }
   return fail(
     `Node ${process.versions.node} is too old, and the project's own is not installed`,
     'Run npm ci with install scripts allowed (npm 11 and newer: npm rebuild node), or use Node 22.18 or newer.',
