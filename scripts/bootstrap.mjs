@@ -149,7 +149,10 @@ export function run(node, args) {
   const child = spawn(node, args, {
     stdio: 'inherit',
     // Programs that are started in turn find the same Node.
-    env: { ...process.env, PATH: `${join(root, 'node_modules', '.bin')}:${process.env.PATH ?? ''}` },
+    env: {
+      ...process.env,
+      PATH: [dirname(node), join(root, 'node_modules', '.bin'), process.env.PATH].join(':'),
+    },
   })
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP', 'SIGQUIT'])
     process.on(signal, () => child.kill(signal))
