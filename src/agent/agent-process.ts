@@ -18,8 +18,6 @@ const STOP_DEADLINE_MS = 9_000
 export interface AgentProcessOptions {
   readonly log: Logger
   readonly createService: ServiceFactory
-  /** Default: 9 s. */
-  readonly stopDeadlineMs?: number
 }
 
 /**
@@ -43,11 +41,10 @@ export async function runAgentProcess(
     process.on(signal, () => {
       if (stop.signal.aborted) process.exit(128 + constants.signals[signal])
       log.info({ signal }, 'agent stopping')
-      const deadlineMs = options.stopDeadlineMs ?? STOP_DEADLINE_MS
       setTimeout(() => {
-        log.error({ deadlineMs }, 'agent did not stop in time and ends as it is')
+        log.error({ deadlineMs: STOP_DEADLINE_MS }, 'agent did not stop in time and ends as it is')
         process.exit(1)
-      }, deadlineMs)
+      }, STOP_DEADLINE_MS)
       stop.abort()
     })
   }

@@ -1,5 +1,6 @@
 import { Command } from 'commander'
 
+import type { ServiceFactory } from '../agent/agent.ts'
 import { runAgentProcess } from '../agent/agent-process.ts'
 import { loadConfig } from '../agent/config.ts'
 import { createLogger } from '../agent/logger.ts'
@@ -16,7 +17,7 @@ interface AgentFlags {
 }
 
 /** `sterna agent`: the daemon of one node, in the foreground. */
-export function agentCommand(): Command {
+export function agentCommand(createService: ServiceFactory = createMeshService): Command {
   return new Command('agent')
     .description('run the daemon of one node: it pulls the changes of the others and applies them')
     .option('--node <name>', 'name of the node (STERNA_NODE)')
@@ -36,10 +37,10 @@ Examples:
   sterna agent --config /etc/sterna/n1.json --pid-file /run/sterna/n1.pid
   STERNA_HTTP_TOKEN=$(cat token) sterna agent --config n1.json --http 0.0.0.0:7101`,
     )
-    .action(runAgentCommand)
+    .action((flags: AgentFlags) => runAgentCommand(flags, createService))
 }
 
-async function runAgentCommand(flags: AgentFlags): Promise<void> {
+async function runAgentCommand(flags: AgentFlags, createService: ServiceFactory): Promise<void> {
   // Whatever stood on the command line, a password too, is not shown by ps from here on.
   process.title = 'sterna agent'
   const commandLine: Partial<Record<SettingKey, string>> = {}
@@ -56,5 +57,5 @@ async function runAgentCommand(flags: AgentFlags): Promise<void> {
   process.title = `sterna agent ${node}`
   const log = createLogger({ node, level: logLevel })
   // The exit is explicit: nothing that is still open may keep a stopped agent alive.
-  process.exit(await runAgentProcess(loaded, { log, createService: createMeshService }))
+  process.exit(await runAgentProcess(loaded, { log, createService }))
 }

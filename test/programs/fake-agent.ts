@@ -1,8 +1,5 @@
-/** An agent process around a service of a given behaviour: `node fake-agent.ts BEHAVIOUR [agent options as in loadConfig]`. */
-import { runAgentProcess } from '../../src/agent/agent-process.ts'
-import { loadConfig } from '../../src/agent/config.ts'
-import { createLogger } from '../../src/agent/logger.ts'
-import type { Service } from '../../src/agent/service.ts'
+/** `sterna agent` around a service of a given behaviour: `node fake-agent.ts BEHAVIOUR [OPTION...]`. */
+import { agentCommand } from '../../src/cli/agent.ts'
 import { AssertionError } from '../../src/core/assert.ts'
 import { SternaError } from '../../src/core/errors.ts'
 import { FakeService } from '../harness/fake-service.ts'
@@ -36,7 +33,4 @@ class OddService extends FakeService {
   }
 }
 
-const loaded = loadConfig({ commandLine: {}, env: process.env })
-const createService = (): Service => new OddService()
-const log = createLogger({ node: loaded.config.node, level: loaded.config.logLevel })
-process.exit(await runAgentProcess(loaded, { log, createService, stopDeadlineMs: 500 }))
+await agentCommand(() => new OddService()).parseAsync(process.argv.slice(3), { from: 'user' })
