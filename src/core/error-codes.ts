@@ -437,6 +437,20 @@ export const ERROR_CODES = {
     retry: false,
     exitCode: 2,
   },
+  REFUSED: {
+    message: 'node {node}: {reason}',
+    cause: 'A function of schema sterna does not do what it is asked to, because something stands in its way.',
+    action: '{remedy}',
+    retry: false,
+    exitCode: 3,
+  },
+  NOT_A_NODE: {
+    message: 'the database at {address} is no node of a cluster',
+    cause: 'Schema sterna is not there, or node_create has not been called.',
+    action: 'Make servers a cluster with: sterna cluster create. Or point the command at another server.',
+    retry: false,
+    exitCode: 3,
+  },
 } as const satisfies Record<string, ErrorEntry>
 
 export type ErrorCode = keyof typeof ERROR_CODES
