@@ -161,6 +161,13 @@ export const ERROR_CODES = {
     retry: true,
     exitCode: 5,
   },
+  SCHEMA_NEWER: {
+    message: 'schema sterna at {address} has version {version}, and this Sterna knows versions up to {known}',
+    cause: 'A newer release of Sterna has set this database up.',
+    action: 'Use that release, or a later one.',
+    retry: false,
+    exitCode: 3,
+  },
   SCHEMA_DIFFERS: {
     message: 'the tables of the nodes are not the same: {differences}',
     cause: 'Rows can only be applied where table, columns, types and key are the same.',
