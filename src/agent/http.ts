@@ -22,8 +22,7 @@ export interface HttpOptions extends RouteOptions {
 // Scrapers and probes ask small questions: whoever needs more than this is broken or hostile.
 const MAX_HEADER_BYTES = 8 * 1024
 const MAX_CONNECTIONS = 100
-const HEADERS_TIMEOUT_MS = 5_000
-const REQUEST_TIMEOUT_MS = 10_000
+const REQUEST_TIMEOUT_MS = 5_000
 const KEEP_ALIVE_TIMEOUT_MS = 5_000
 const IDLE_SOCKET_TIMEOUT_MS = 15_000
 const CLOSE_GRACE_MS = 1_000
@@ -37,7 +36,6 @@ export async function listenHttp(options: HttpOptions): Promise<AgentHttp> {
   const server = createServer(
     {
       maxHeaderSize: MAX_HEADER_BYTES,
-      headersTimeout: HEADERS_TIMEOUT_MS,
       requestTimeout: REQUEST_TIMEOUT_MS,
       keepAliveTimeout: KEEP_ALIVE_TIMEOUT_MS,
       connectionsCheckingInterval: 1_000,
