@@ -178,10 +178,12 @@ describe('listening', () => {
     idle.on('error', () => {})
     // The server must have accepted it: its half request is then what close() waits for.
     await get(http, '/health')
+    const closedAtMs = Date.now()
     const closing = http.close()
     await expect(get(http, '/health')).rejects.toMatchObject({ code: 'ECONNREFUSED' })
     await closing
     await gone
+    expect(Date.now() - closedAtMs).toBeLessThan(3_000)
     await http.close()
   })
 })
