@@ -18,7 +18,11 @@ export interface TestAgent {
 const MAIN = fileURLToPath(new URL('../../src/cli/main.ts', import.meta.url))
 
 /** Starts an agent without HTTP; it ends with the test process. */
-export async function startAgent(options: { node: string; dsn: string; env: Readonly<Record<string, string>> }): Promise<TestAgent> {
+export async function startAgent(options: {
+  node: string
+  dsn: string
+  env: Readonly<Record<string, string>>
+}): Promise<TestAgent> {
   const agent = new AgentProcess(options)
   await agent.start()
   return agent

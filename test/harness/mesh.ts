@@ -57,14 +57,19 @@ export async function startMesh(options: StartMeshOptions): Promise<TestMesh> {
     if (options.schema !== undefined) await Promise.all(clients.map((client) => client.exec(options.schema!)))
     await createMesh(members, { name: 'test' })
     if (options.relays) await insertRelays(servers.nodes, clients, relays)
-    agents.push(...(await Promise.all(servers.nodes.map(({ name, dsn }) => startAgent({ node: name, dsn, env: options.agentEnv ?? {} })))))
+    agents.push(
+      ...(await Promise.all(
+        servers.nodes.map(({ name, dsn }) => startAgent({ node: name, dsn, env: options.agentEnv ?? {} })),
+      )),
+    )
     await waitForMesh(members, { timeoutMs: READY_TIMEOUT_MS })
     const nodes = servers.nodes.map((server, i) => ({
       name: server.name,
       server,
       agent: agents[i]!,
       dsn: server.dsn,
-      query: async <R = Row>(sql: string, params: readonly SqlParam[] = []) => clients[i]!.query<R>(sql, params),
+      query: async <R = Row>(sql: string, params: readonly SqlParam[] = []) =>
+        clients[i]!.query<R>(sql, params),
       exec: async (sql: string) => clients[i]!.exec(sql),
     }))
     return {
@@ -83,7 +88,11 @@ export async function startMesh(options: StartMeshOptions): Promise<TestMesh> {
   }
 }
 
-async function insertRelays(servers: readonly TestServer[], clients: readonly Client[], relays: Map<string, Relay>): Promise<void> {
+async function insertRelays(
+  servers: readonly TestServer[],
+  clients: readonly Client[],
+  relays: Map<string, Relay>,
+): Promise<void> {
   for (const [i, subscriber] of servers.entries()) {
     for (const provider of servers) {
       if (provider === subscriber) continue
@@ -101,7 +110,9 @@ async function insertRelays(servers: readonly TestServer[], clients: readonly Cl
 async function settle(nodes: readonly MeshTestNode[], timeoutMs = 60_000): Promise<void> {
   const marks = await Promise.all(
     nodes.map(async (node) => {
-      const [row] = await node.query<{ id: number; lsn: string }>('select l.node_id as id, sterna.sync_event() as lsn from sterna.local_node l')
+      const [row] = await node.query<{ id: number; lsn: string }>(
+        'select l.node_id as id, sterna.sync_event() as lsn from sterna.local_node l',
+      )
       return { node, ...row! }
     }),
   )

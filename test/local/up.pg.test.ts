@@ -224,7 +224,7 @@ describe('sterna up', () => {
   test('a foreign directory stays untouched', async () => {
     await mkdir(dir)
     await writeFile(join(dir, 'thesis.txt'), 'x')
-    const result = await up('--json')
+    const result = up('--json')
     expect(await result.exitCode).toBe(3)
     expect(JSON.parse(result.stdout)).toMatchObject({ error: { code: 'CLUSTER_DIR_UNUSABLE' } })
     expect(await readdir(dir)).toEqual(['thesis.txt'])
