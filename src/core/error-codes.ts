@@ -429,6 +429,13 @@ export const ERROR_CODES = {
     retry: false,
     exitCode: 3,
   },
+  AGENT_NOT_RUNNING: {
+    message: 'the agent of this node is not running',
+    cause: 'The agent has not written its state for 15 seconds: it was stopped, or cannot reach its server.',
+    action: 'Start it: sterna agent --node {node} --dsn ...; its log says why it ended.',
+    retry: true,
+    exitCode: 3,
+  },
   AGENT_ALREADY_RUNNING: {
     message: 'another agent already serves node {node} at {address}',
     cause: 'One agent per node: a second one would apply the same changes.',
