@@ -65,7 +65,9 @@ test('a stop during the wait before a restart ends at once', async () => {
   await kept.start()
   first.die()
   await first.exited
+  const before = performance.now()
   await kept.stop()
+  expect(performance.now() - before).toBeLessThan(200)
 })
 
 test('a first start that fails is told to the caller', async () => {

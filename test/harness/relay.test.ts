@@ -32,7 +32,8 @@ test('forwards both ways and much', async () => {
   const { socket, received } = open()
   const text = 'x'.repeat(5_000_000)
   socket.write(text)
-  await waitUntil('everything came back', () => received().length === text.length)
+  await waitUntil('everything came back', () => received().length >= text.length)
+  expect(received() === text).toBe(true)
 })
 
 test('a delay keeps the order and holds data back', async () => {
@@ -55,7 +56,8 @@ test('a cut drops what is there and refuses what comes, until healed', async () 
   relay.heal()
   const third = open()
   third.socket.write('b')
-  await waitUntil('it works again', () => third.received() === 'b')
+  await waitUntil('it works again', () => third.received() !== '')
+  expect(third.received()).toBe('b')
 })
 
 test('a blackhole accepts and forwards nothing', async () => {
