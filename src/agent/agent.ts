@@ -1,4 +1,5 @@
 import { assert } from '../core/assert.ts'
+import type { NodeReport } from '../mesh/report.ts'
 import type { AgentConfig } from './config.ts'
 import { formatHttpAddress } from './http-address.ts'
 import { listenHttp, type AgentHttp } from './http.ts'
@@ -6,8 +7,15 @@ import type { Logger } from './logger.ts'
 import { createMetrics } from './metrics.ts'
 import type { Service } from './service.ts'
 
+/** What a service gets from its agent beside the configuration. */
+export interface ServiceSurroundings {
+  readonly log: Logger
+  /** Where the agent's HTTP server listens; undefined where it has none. */
+  readonly httpAddress: string | undefined
+}
+
 /** Makes the service that an agent runs. */
-export type ServiceFactory = (config: AgentConfig, log: Logger) => Service
+export type ServiceFactory = (config: AgentConfig, surroundings: ServiceSurroundings) => Service
 
 /** What runAgent needs beside the configuration. */
 export interface AgentOptions {
@@ -15,8 +23,8 @@ export interface AgentOptions {
   readonly signal: AbortSignal
   readonly log: Logger
   readonly createService: ServiceFactory
-  /** Called when the agent listens, with the address of its HTTP server, before the service runs. */
-  readonly onStarted?: (http: string | undefined) => void
+  /** Called when the agent listens, before the service runs. */
+  readonly onStarted?: () => void
 }
 
 /**
@@ -27,14 +35,16 @@ export interface AgentOptions {
 export async function runAgent(config: AgentConfig, options: AgentOptions): Promise<void> {
   const { signal, log, createService } = options
   if (signal.aborted) return
-  const service = createService(config, log)
-  const http = config.http && (await startHttp(config, config.http, service, log))
+  let service: Service | undefined
+  const http = config.http && (await startHttp(config, config.http, () => service!.report(), log))
   // Nobody should be told "ready" by an agent that is on its way out.
   signal.addEventListener('abort', () => void http?.close(), { once: true })
   try {
-    const address = http && formatHttpAddress(http.address)
-    log.info({ http: address ?? 'off', heartbeatIntervalMs: config.heartbeatIntervalMs }, 'agent started')
-    options.onStarted?.(address)
+    const httpAddress = http && formatHttpAddress(http.address)
+    // Before anything else can happen: a request that has come in meanwhile is read after this.
+    service = createService(config, { log, httpAddress })
+    log.info({ http: httpAddress ?? 'off', heartbeatIntervalMs: config.heartbeatIntervalMs }, 'agent started')
+    options.onStarted?.()
     await service.run(signal)
     assert(signal.aborted, 'the service ended without being told to')
   } finally {
@@ -46,13 +56,13 @@ export async function runAgent(config: AgentConfig, options: AgentOptions): Prom
 function startHttp(
   config: AgentConfig,
   address: NonNullable<AgentConfig['http']>,
-  service: Service,
+  report: () => NodeReport,
   log: Logger,
 ): Promise<AgentHttp> {
   return listenHttp({
     address,
     token: config.httpToken,
-    report: () => service.report(),
+    report,
     metrics: createMetrics(config.node),
     log: log.child({ component: 'http' }),
   })
