@@ -59,8 +59,6 @@ export class ChangeFlow implements StreamHandler, ApplyHandler {
   readonly #backlog: Buffer[] = []
   #fail!: (error: unknown) => void
   #lastPingMs = Date.now()
-  /** A look at the local WAL is under way. */
-  #looking = false
 
   constructor(options: FlowOptions, counters: FlowCounters) {
     this.#options = options

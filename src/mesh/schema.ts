@@ -22,7 +22,7 @@ const LOCK_KEY = 0x73_74_65_72_6e_61n
 
 /** All migrations that this release has, in order. */
 export async function readMigrations(directory: string = DIRECTORY): Promise<Migration[]> {
-  const files = (await readdir(directory)).filter((file) => FILE_PATTERN.test(file)).sort()
+  const files = (await readdir(directory)).filter((file) => FILE_PATTERN.test(file)).toSorted()
   return Promise.all(
     files.map(async (file) => {
       const [, version, name] = FILE_PATTERN.exec(file)!
