@@ -33,6 +33,8 @@ export interface FlowOptions {
   readonly clock: LocalClock
   readonly localWal: () => Promise<LocalWal>
   readonly onClockAhead: (aheadMs: number) => void
+  /** A transaction has been applied. */
+  readonly onApplied: () => void
 }
 
 /** What has happened in a subscription since its agent started; survives reconnects. */
@@ -151,6 +153,7 @@ export class ChangeFlow implements StreamHandler, ApplyHandler {
     counters.lastCommitMs = unixMsOf(transaction.commitTime)
     counters.lastDelayMs = Date.now() - counters.lastCommitMs
     this.position.onApplied(transaction.endLsn)
+    this.#options.onApplied()
   }
 
   onNothingChanged({ operation }: Purpose): void {
@@ -233,7 +236,7 @@ export class ChangeFlow implements StreamHandler, ApplyHandler {
 
 /** Puts a server's refusal of a change into the terms of that change. Transient failures stay as they are. */
 function applyError(error: SternaError, { operation, table }: Purpose): SternaError {
-  if (!(error instanceof ServerError) || error.retry || error.sqlstate.startsWith('ST0')) return error
+  if (!(error instanceof ServerError) || error.retry || operation === 'begin') return error
   const facts = { reason: error.fields.message, sqlstate: error.sqlstate }
   return operation === 'ddl'
     ? new SternaError('DDL_FAILED', facts, error)

@@ -62,9 +62,14 @@ export async function withNodes<T>(
   }
 }
 
-/** Opens a session on one node. Throws what PgConnection.connect throws. */
-export async function connectNode(node: MeshNode, purpose: string): Promise<ConnectedNode> {
-  const target = parseDsn(node.dsn)
+/** Opens a session on one node, within `maxConnectMs` if given. Throws what PgConnection.connect throws. */
+export async function connectNode(
+  node: MeshNode,
+  purpose: string,
+  maxConnectMs = Number.POSITIVE_INFINITY,
+): Promise<ConnectedNode> {
+  const given = parseDsn(node.dsn)
+  const target = { ...given, connectTimeoutMs: Math.min(given.connectTimeoutMs, maxConnectMs) }
   const conn = await PgConnection.connect(target, { applicationName: `sterna ${node.name} ${purpose}` })
   return { ...node, target, conn }
 }

@@ -27,7 +27,12 @@ export async function readMigrations(directory: string = DIRECTORY): Promise<Mig
     files.map(async (file) => {
       const [, version, name] = FILE_PATTERN.exec(file)!
       const sql = await readFile(join(directory, file), 'utf8')
-      return { version: Number(version), name: name!, sql, sha: createHash('sha256').update(sql).digest('hex') }
+      return {
+        version: Number(version),
+        name: name!,
+        sql,
+        sha: createHash('sha256').update(sql).digest('hex'),
+      }
     }),
   )
 }
@@ -45,7 +50,11 @@ export async function installSchema(conn: PgConnection): Promise<void> {
     const newestKnown = migrations.at(-1)?.version ?? 0
     const newestApplied = Math.max(0, ...applied)
     if (newestApplied > newestKnown) {
-      throw new SternaError('SCHEMA_NEWER', { address: conn.address, version: newestApplied, known: newestKnown })
+      throw new SternaError('SCHEMA_NEWER', {
+        address: conn.address,
+        version: newestApplied,
+        known: newestKnown,
+      })
     }
     for (const migration of migrations) if (!applied.has(migration.version)) await run(conn, migration)
   } finally {

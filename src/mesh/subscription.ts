@@ -15,6 +15,8 @@ import { ProviderLink, slotError, type ProviderSample } from './provider-link.ts
 import type { ReportedError, SubscriptionReport, SubscriptionStatus } from './report.ts'
 
 const MONITOR_INTERVAL_MS = 1000
+/** A flow that has lasted so long without failing is healthy, even if there was nothing to apply. */
+const HEALTHY_AFTER_MS = 5000
 const CATCHING_UP_SECONDS = 10
 const INTERNAL_PUBLICATION = 'sterna_internal'
 
@@ -148,6 +150,12 @@ export class Subscription {
     return seconds === null || seconds > CATCHING_UP_SECONDS ? 'catching_up' : 'replicating'
   }
 
+  /** Only what follows a success tells that the last error is over: an error at one change comes back after each start. */
+  #healthy(): void {
+    this.#lastError = null
+    this.#retryAtMs = null
+  }
+
   #failed(error: unknown, delayMs: number): void {
     const known = error instanceof SternaError
     const code = known ? error.code : 'UNEXPECTED'
@@ -266,6 +274,7 @@ export class Subscription {
         onClockAhead: (ms) => {
           this.#clockAhead = { ms, atMs: Date.now() }
         },
+        onApplied: () => this.#healthy(),
       },
       this.#counters,
     )
@@ -275,8 +284,6 @@ export class Subscription {
     try {
       await flow.run(both, () => {
         this.#flow = flow
-        this.#lastError = null
-        this.#retryAtMs = null
         this.#log.info({ provider: link.node.nodeName, binary: this.#binary }, 'replicating')
         monitored = this.#monitor(link, flow, both).catch((error: unknown) =>
           flow.onEnd(error as SternaError),
@@ -294,8 +301,10 @@ export class Subscription {
 
   /** Looks at the provider once a second, for lag and for what the slot holds. */
   async #monitor(link: ProviderLink, flow: ChangeFlow, signal: AbortSignal): Promise<void> {
+    const startedAtMs = Date.now()
     while (!signal.aborted) {
       this.#sample = await link.sample(this.#slotName!)
+      if (Date.now() - startedAtMs > HEALTHY_AFTER_MS) this.#healthy()
       if (this.#laterSets && flow.position.applied >= this.#laterSets.at) throw new SetsChange(true)
       await pause(MONITOR_INTERVAL_MS, signal)
     }

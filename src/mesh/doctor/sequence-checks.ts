@@ -18,8 +18,8 @@ export interface SequenceFacts {
   readonly columnMax: bigint | null
 }
 
-/** Share of a sequence's range from which on it is said to run out. */
-const NEAR_END = 0.8
+/** Part of a sequence's range from which on it is said to run out. */
+const NEAR_END_PERCENT = 80
 
 /** Looking for a column's greatest value may take so long; without a fitting index it is not tried. */
 const MAX_VALUE_TIMEOUT_MS = 3_000
@@ -27,33 +27,46 @@ const MAX_VALUE_TIMEOUT_MS = 3_000
 /** Took too long; insufficient privilege. */
 const NOT_TOLD = new Set(['57014', '42501'])
 
-/** Reads the sequences that belong to columns of the user's tables. */
+/** Reads the sequences that belong to columns of the user's tables, with what is in these columns. */
 export async function readSequenceFacts(conn: PgConnection): Promise<SequenceFacts[]> {
-  const { rows } = await conn.query<{
-    sequence_schema: string
-    sequence_name: string
-    table_schema: string
-    table_name: string
-    column_name: string
-    seq_limit: bigint
-    increment: bigint
-    last_value: bigint | null
-    indexed: boolean
-  }>(SEQUENCES_SQL)
+  const { rows } = await conn.query<SequenceRow>(SEQUENCES_SQL)
   const facts: SequenceFacts[] = []
   for (const row of rows) {
     const table = quoteQualified(row.table_schema, row.table_name)
-    facts.push({
-      sequence: `${quoteIfNeeded(row.sequence_schema)}.${quoteIfNeeded(row.sequence_name)}`,
-      table: `${quoteIfNeeded(row.table_schema)}.${quoteIfNeeded(row.table_name)}`,
-      column: row.column_name,
-      limit: row.seq_limit,
-      increment: row.increment,
-      lastValue: row.last_value,
-      columnMax: row.indexed ? await greatestValue(conn, table, quoteIdent(row.column_name)) : null,
-    })
+    const columnMax = row.indexed ? await greatestValue(conn, table, quoteIdent(row.column_name)) : null
+    facts.push(factsOf(row, columnMax))
   }
   return facts
+}
+
+/** Per cent of its range that a sequence has used; null where it is not used yet or counts down. */
+function usedPercent({ lastValue, limit, increment }: SequenceFacts): number | null {
+  if (lastValue === null || increment < 0n || limit <= 0n) return null
+  return Math.floor((Number(lastValue) / Number(limit)) * 100)
+}
+
+interface SequenceRow {
+  readonly sequence_schema: string
+  readonly sequence_name: string
+  readonly table_schema: string
+  readonly table_name: string
+  readonly column_name: string
+  readonly seq_limit: bigint
+  readonly increment: bigint
+  readonly last_value: bigint | null
+  readonly indexed: boolean
+}
+
+function factsOf(row: SequenceRow, columnMax: bigint | null): SequenceFacts {
+  return {
+    sequence: `${quoteIfNeeded(row.sequence_schema)}.${quoteIfNeeded(row.sequence_name)}`,
+    table: `${quoteIfNeeded(row.table_schema)}.${quoteIfNeeded(row.table_name)}`,
+    column: row.column_name,
+    limit: row.seq_limit,
+    increment: row.increment,
+    lastValue: row.last_value,
+    columnMax,
+  }
 }
 
 const SEQUENCES_SQL = `
@@ -113,9 +126,9 @@ function checkBehind(server: string, facts: SequenceFacts): Finding[] {
 }
 
 function checkNearEnd(server: string, facts: SequenceFacts): Finding[] {
-  const { sequence, table, column, lastValue, limit, increment } = facts
-  if (lastValue === null || increment < 0n || Number(lastValue) < Number(limit) * NEAR_END) return []
-  const percent = Math.floor((Number(lastValue) / Number(limit)) * 100)
+  const { sequence, table, column, lastValue, limit } = facts
+  const percent = usedPercent(facts)
+  if (percent === null || percent < NEAR_END_PERCENT) return []
   const target = `${table}.${quoteIfNeeded(column)}`
   return [
     {

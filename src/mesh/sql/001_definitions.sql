@@ -36,6 +36,33 @@ create schema sterna;
 revoke all on schema sterna from public;
 grant usage on schema sterna to public;
 
+-- The default search_path begins with the schema of the role's own name, and a role "sterna" would have all its tables in
+-- this schema, where they are not replicated. It gets the same path without that, unless it has one of its own.
+do $$
+declare
+  v_path text;
+begin
+  if not exists (select from pg_catalog.pg_roles r where r.rolname = 'sterna')
+     or not exists (select from pg_catalog.pg_roles r where r.rolname = current_user and (r.rolsuper or r.rolname = 'sterna'))
+     or exists (select from pg_catalog.pg_db_role_setting s, unnest(s.setconfig) as c(entry)
+                 where s.setrole = 'sterna'::regrole and c.entry like 'search_path=%'
+                   and s.setdatabase in (0, (select d.oid from pg_catalog.pg_database d where d.datname = current_database()))) then
+    return;
+  end if;
+  select substr(c.entry, length('search_path=') + 1) into v_path
+    from pg_catalog.pg_db_role_setting s, unnest(s.setconfig) as c(entry)
+   where s.setrole = 0 and c.entry like 'search_path=%'
+     and s.setdatabase = (select d.oid from pg_catalog.pg_database d where d.datname = current_database());
+  v_path := coalesce(v_path, '"$user", public');
+  if position('$user' in v_path) = 0 then
+    return;
+  end if;
+  select string_agg(format('%I', btrim(e.name, ' "')), ', ' order by e.position) into v_path
+    from unnest(string_to_array(v_path, ',')) with ordinality as e(name, position)
+   where btrim(e.name, ' "') not in ('$user', '');
+  execute format('alter role sterna in database %I set search_path = %s', current_database(), coalesce(v_path, 'public'));
+end $$;
+
 create table sterna.schema_migration (
   version integer primary key,
   name text not null,

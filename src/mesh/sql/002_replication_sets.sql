@@ -5,7 +5,9 @@ create table sterna.replication_set (
   replicate_insert boolean not null default true,
   replicate_update boolean not null default true,
   replicate_delete boolean not null default true,
-  replicate_truncate boolean not null default true
+  replicate_truncate boolean not null default true,
+  -- Where in this node's WAL the set was made: a decoder that reads older WAL does not know it.
+  created_lsn pg_lsn not null default pg_catalog.pg_current_wal_insert_lsn()
 );
 
 create trigger notify_agent after insert or update or delete or truncate on sterna.replication_set

@@ -103,3 +103,16 @@ begin
   end loop;
 end $$;
 revoke all on function sterna.apply_restart_identity(text, text) from public;
+
+-- Raised by the statement that opens each remote transaction when it must not be applied now: the local clock is not
+-- past its timestamp (ST001), or it is not the one that follows what was applied last (ST002).
+create function sterna.apply_refused(lsn pg_lsn, ts timestamptz, previous pg_lsn) returns pg_lsn
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  if clock_timestamp() <= ts then
+    raise exception 'the clock of this server is not past the timestamp of transaction %', lsn using errcode = 'ST001';
+  end if;
+  raise exception 'transaction % follows %, but the last one applied is %', lsn, previous,
+    pg_replication_origin_session_progress(false) using errcode = 'ST002';
+end $$;
+revoke all on function sterna.apply_refused(pg_lsn, timestamptz, pg_lsn) from public;
