@@ -58,6 +58,7 @@ describe('/ready', () => {
         subscriptionReport({ name: 'sub_n1_n3', status: 'down', lastError }),
       ],
       alarms: [
+        { name: 'disconnected', subject: 'n1', message: 'said already', action: 'a', severity: 'critical' },
         {
           name: 'slot_retains_wal',
           subject: 's3',

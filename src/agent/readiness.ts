@@ -9,7 +9,7 @@ export interface Reason {
 
 /**
  * What keeps the node from being ready, empty when it is: it has its own server, every subscription that is not disabled
- * is replicating or catching up, and there is no critical alarm.
+ * is replicating or catching up, and there is no critical alarm. One reason per subject.
  */
 export function notReadyReasons(report: NodeReport): Reason[] {
   const reasons: Reason[] = []
@@ -22,8 +22,10 @@ export function notReadyReasons(report: NodeReport): Reason[] {
     const why = lastError === null ? '' : `: ${lastError.message}`
     reasons.push({ subject: name, reason: `subscription is ${status}${why}` })
   }
-  for (const alarm of report.alarms) {
-    if (alarm.severity === 'critical') reasons.push({ subject: alarm.subject, reason: alarm.message })
+  for (const { severity, subject, message } of report.alarms) {
+    // An alarm about what is listed already would only say it twice.
+    if (severity !== 'critical' || reasons.some((it) => it.subject === subject)) continue
+    reasons.push({ subject, reason: message })
   }
   return reasons
 }
