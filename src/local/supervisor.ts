@@ -1,4 +1,4 @@
-import { messageOf, SternaError } from '../core/errors.ts'
+import { SternaError } from '../core/errors.ts'
 import type { PgBinaries } from '../postgres/server/binaries.ts'
 import { PgInstance } from '../postgres/server/instance.ts'
 import type { OsUser } from '../postgres/server/os-user.ts'
@@ -21,7 +21,7 @@ export interface MeshFunctions {
     nodes: readonly MeshTarget[],
     options: { readonly name: string; readonly onProgress: (message: string) => void },
   ): Promise<void>
-  /** Resolves when every node follows every other one. */
+  /** Resolves when every node follows every other one; throws MESH_NOT_READY after the time limit. */
   waitForMesh(
     nodes: readonly MeshTarget[],
     options: { readonly timeoutMs: number; readonly onProgress: (message: string) => void },
@@ -43,6 +43,7 @@ export interface SupervisorOptions {
 }
 
 const MESH_READY_MS = 60_000
+const MESH_TURN_MS = 1_000
 
 /**
  * Runs the servers and agents of a local cluster as its child processes and starts each again that ends. The order:
@@ -91,14 +92,33 @@ export class Supervisor {
       name: `${node.name}: agent`,
       start: (signal) => this.#startAgent(node, signal),
     }))
-    if (!isFirst) return
-    this.#refuseWhenStopping()
-    try {
-      await mesh.waitForMesh(targets, { timeoutMs: MESH_READY_MS, onProgress: say })
-    } catch (error) {
-      // Servers and agents run, and whatever is in the way may go away: the user can look into it best now.
-      say(`warning: ${messageOf(error)}`)
-      if (error instanceof SternaError) say(error.hint)
+    if (isFirst) await this.#waitForMesh(targets)
+  }
+
+  /** In short turns, because a stop must not have to wait for the whole time. */
+  async #waitForMesh(targets: readonly MeshTarget[]): Promise<void> {
+    const { mesh, say } = this.#options
+    let last = ''
+    const onProgress = (line: string): void => {
+      if (line !== last) say(line)
+      last = line
+    }
+    const deadline = Date.now() + MESH_READY_MS
+    for (;;) {
+      this.#refuseWhenStopping()
+      try {
+        await mesh.waitForMesh(targets, { timeoutMs: MESH_TURN_MS, onProgress })
+        return
+      } catch (error) {
+        this.#refuseWhenStopping()
+        if (!(error instanceof SternaError && error.code === 'MESH_NOT_READY')) throw error
+        if (Date.now() < deadline) continue
+        // Servers and agents run, and whatever is in the way may go away: the user can look into it best now.
+        const whole = new SternaError(error.code, { ...error.facts, seconds: MESH_READY_MS / 1000 })
+        say(`warning: ${whole.message}`)
+        say(whole.hint)
+        return
+      }
     }
   }
 

@@ -1,11 +1,13 @@
 /** `sterna` with the real up and down, but an agent that only answers on HTTP and a mesh that is only noted down. */
 import { appendFile } from 'node:fs/promises'
 import { createServer } from 'node:http'
+import { setTimeout as delay } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { Command } from 'commander'
 import { downCommand } from '../../src/cli/down.ts'
 import { runProgram } from '../../src/cli/program.ts'
 import { upCommand } from '../../src/cli/up.ts'
+import { SternaError } from '../../src/core/errors.ts'
 
 const agent = new Command('agent')
   .requiredOption('--node <node>')
@@ -31,7 +33,11 @@ const up = upCommand({
       if (file) await appendFile(file, `${options.name} ${nodes.length}\n`)
       if (process.env['TEST_MESH_FAILS']) throw new Error('the mesh was told to fail')
     },
-    async waitForMesh() {},
+    async waitForMesh(_nodes, { timeoutMs }) {
+      if (!process.env['TEST_MESH_WAITS']) return
+      await delay(timeoutMs)
+      throw new SternaError('MESH_NOT_READY', { seconds: 1, missing: 'all' })
+    },
   },
   sternaCommand: [process.execPath, fileURLToPath(import.meta.url)],
   settings: { fsync: 'off', shared_buffers: '32MB' },

@@ -177,6 +177,18 @@ describe('sterna up', () => {
     expect(await stopWith(second, 'SIGINT')).toBe(0)
   })
 
+  test('Ctrl-C while it waits for the mesh', async () => {
+    const args = ['up', '--dir', dir, '--nodes', String(NODES), '--port', String(port)]
+    const command = startCommand([MAIN, ...args], { cwd: base, env: { TEST_MESH_WAITS: '1' } })
+    await command.sees('starting agents')
+    await waitUntil('the agents answer', async () => (await answers(1)) && (await answers(2)))
+    const before = performance.now()
+    expect(await stopWith(command, 'SIGINT')).toBe(130)
+    expect(performance.now() - before).toBeLessThan(15_000)
+    expect(await answers(1)).toBe(false)
+    expect(await findPostmaster(nodePaths(dir, 'n1').data)).toBeUndefined()
+  })
+
   test('in the background, and down', async () => {
     const started = await up('--detach').exitCode
     expect(started).toBe(0)
