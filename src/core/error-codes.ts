@@ -453,7 +453,8 @@ export const ERROR_CODES = {
   },
   REFUSED: {
     message: 'node {node}: {reason}',
-    cause: 'A function of schema sterna does not do what it is asked to, because something stands in its way.',
+    cause:
+      'A function of schema sterna does not do what it is asked to, because something stands in its way.',
     action: '{remedy}',
     retry: false,
     exitCode: 3,
