@@ -28,7 +28,7 @@ function listCommand(): Command {
           `select n.node_id, n.node_name::text, n.location, l.node_id is not null as is_local
            from sterna.node n left join sterna.local_node l on l.node_id = n.node_id order by n.node_id`,
         )
-        return rows.map((row) => ({ on: name, ...row }))
+        return rows.map((row) => Object.assign({ on: name }, row))
       })
       const rows = known.flat()
       if (options.json)

@@ -30,7 +30,7 @@ function listCommand(): Command {
     .action(async (options: OnNodeOptions) => {
       const lists = await onEach(await nodesToList(options), async (conn, { name }) => {
         const { rows } = await conn.query<SetRow>(SETS_SQL)
-        return rows.map((row) => ({ on: name, ...row }))
+        return rows.map((row) => Object.assign({ on: name }, row))
       })
       const rows = lists.flat()
       if (options.json) return printJson({ replication_sets: rows })

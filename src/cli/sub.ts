@@ -37,7 +37,7 @@ function listCommand(): Command {
              replication_sets::text[], lag_bytes::bigint, lag_seconds::float8
            from sterna.sub_show_status() order by subscription_name`,
         )
-        return rows.map((row) => ({ on: name, ...row }))
+        return rows.map((row) => Object.assign({ on: name }, row))
       })
       const rows = lists.flat()
       if (options.json) return printJson({ subscriptions: rows })
