@@ -85,7 +85,8 @@ describe.each(MATRIX)('nodes on version %s', (version) => {
     )
     expect(created).toEqual({ id: 7 })
     expect(
-      (await conn.query('select node_id, node_name::text, dsn, location, country, info from sterna.node')).rows,
+      (await conn.query('select node_id, node_name::text, dsn, location, country, info from sterna.node'))
+        .rows,
     ).toEqual([
       {
         node_id: 7,
