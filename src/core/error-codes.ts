@@ -251,7 +251,7 @@ export const ERROR_CODES = {
   CLUSTER_DIR_UNUSABLE: {
     message: '{directory} cannot hold a local cluster: {reason}',
     cause: 'The directory is not one of Sterna, or this user cannot use it.',
-    action: 'Choose another place with --dir, or correct the directory. Nothing in it was changed.',
+    action: 'Correct what the message says, or choose another place with --dir.',
     retry: false,
     exitCode: 3,
   },

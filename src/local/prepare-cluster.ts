@@ -1,6 +1,6 @@
 import { mkdir } from 'node:fs/promises'
 import { resolve } from 'node:path'
-import { SternaError } from '../core/errors.ts'
+import { messageOf, SternaError } from '../core/errors.ts'
 import { findBinaries, type PgBinaries } from '../postgres/server/binaries.ts'
 import { reachableBinaries } from '../postgres/server/embedded.ts'
 import { type OsUser, serverUser } from '../postgres/server/os-user.ts'
@@ -49,11 +49,15 @@ export async function prepareCluster(
 ): Promise<PreparedCluster> {
   const directory = resolve(request.directory)
   const existing = await readLocalCluster(directory)
-  if (existing) {
+  try {
+    if (!existing) return await create({ ...request, directory }, say)
     requireSame(existing, request)
-    return resume(existing, say, request.handedOver ?? false)
+    return await resume(existing, say, request.handedOver ?? false)
+  } catch (error) {
+    // The file system said no: full, read-only, another owner.
+    if (!(error instanceof Error && 'syscall' in error)) throw error
+    throw new SternaError('CLUSTER_DIR_UNUSABLE', { directory, reason: messageOf(error) }, error)
   }
-  return create({ ...request, directory }, say)
 }
 
 /**

@@ -2,6 +2,7 @@ import { readdir, rm, rmdir } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
 import { SternaError } from '../core/errors.ts'
+import { removePartials } from '../postgres/server/data-dir.ts'
 import { busy, readClaim, releaseClaim, takeClaim } from './claim.ts'
 import type { LocalCluster, LocalNode } from './cluster-file.ts'
 import { ELSEWHERE } from './create-cluster.ts'
@@ -59,6 +60,7 @@ export async function destroyCluster(cluster: LocalCluster): Promise<void> {
   const bases = new Set(cluster.nodes.map((node) => dirname(dirname(node.dataDir))))
   for (const base of bases) {
     await rm(join(base, 'template'), { recursive: true, force: true })
+    await removePartials(join(base, 'template'))
     if (base !== directory) await removeIfEmpty(base)
   }
   const paths = clusterPaths(directory)

@@ -1,7 +1,7 @@
 import { execFile, spawn } from 'node:child_process'
 import { randomInt } from 'node:crypto'
-import { appendFile, chown, mkdir, rename, rm, stat, writeFile } from 'node:fs/promises'
-import { join } from 'node:path'
+import { appendFile, chown, mkdir, readdir, rename, rm, stat, writeFile } from 'node:fs/promises'
+import { basename, dirname, join } from 'node:path'
 import { promisify } from 'node:util'
 import { messageOf, SternaError } from '../../core/errors.ts'
 import { quoteIdent } from '../../core/quote.ts'
@@ -29,12 +29,11 @@ export interface DataDirOptions {
  * @throws INITDB_FAILED
  */
 export async function createDataDir(dataDir: string, options: DataDirOptions): Promise<void> {
-  const partial = `${dataDir}.partial`
-  await rm(partial, { recursive: true, force: true })
+  await removePartials(dataDir)
+  const partial = partialOf(dataDir)
   const { binaries, user } = options
-  const passwordFile = `${dataDir}.password`
+  const passwordFile = `${partial}.password`
   try {
-    await rm(passwordFile, { force: true })
     await writeFile(passwordFile, `${options.password}\n`, { mode: 0o600, flag: 'wx' })
     await mkdir(partial, { mode: 0o700 })
     if (user) {
@@ -52,7 +51,7 @@ export async function createDataDir(dataDir: string, options: DataDirOptions): P
     throw new SternaError('INITDB_FAILED', { directory: dataDir, reason: reasonOf(error) }, error)
   } finally {
     await rm(passwordFile, { force: true })
-    await rm(partial, { recursive: true, force: true })
+    await rm(partial, { recursive: true, force: true, maxRetries: 5 }).catch(() => {})
   }
 }
 
@@ -62,9 +61,9 @@ export async function createDataDir(dataDir: string, options: DataDirOptions): P
  * @throws INITDB_FAILED
  */
 export async function copyDataDir(template: string, dataDir: string, options: DataDirOptions): Promise<void> {
-  const partial = `${dataDir}.partial`
+  await removePartials(dataDir)
+  const partial = partialOf(dataDir)
   try {
-    await rm(partial, { recursive: true, force: true })
     await run('cp', ['-a', template, partial])
     const now = performance.timeOrigin + performance.now()
     const identifier = newSystemIdentifier(now, randomInt(0x1000))
@@ -75,10 +74,27 @@ export async function copyDataDir(template: string, dataDir: string, options: Da
   } catch (error) {
     throw new SternaError('INITDB_FAILED', { directory: dataDir, reason: reasonOf(error) }, error)
   } finally {
-    await rm(partial, { recursive: true, force: true })
+    await rm(partial, { recursive: true, force: true, maxRetries: 5 }).catch(() => {})
   }
   // An unknown layout of the control file: the slow way is always right.
   await createDataDir(dataDir, options)
+}
+
+/** Removes what interrupted attempts at creating this data directory left. */
+export async function removePartials(dataDir: string): Promise<void> {
+  const parent = dirname(dataDir)
+  const prefix = `${basename(dataDir)}.partial-`
+  for (const name of await readdir(parent).catch(() => [])) {
+    if (!name.startsWith(prefix)) continue
+    // An orphaned initdb may still be writing there; it fails when its files are gone. What stays is in nobody's way.
+    const options = { recursive: true, force: true, maxRetries: 10, retryDelay: 50 }
+    await rm(join(parent, name), options).catch(() => {})
+  }
+}
+
+/** A name of its own for each attempt: an orphan of a killed one must not write into the next one's. */
+function partialOf(dataDir: string): string {
+  return `${dataDir}.partial-${process.pid}-${randomInt(0x10000).toString(16)}`
 }
 
 /** Whether a complete data directory is there. */
