@@ -233,7 +233,7 @@ declare
   v_full boolean := (select c.relreplident = 'f' from pg_catalog.pg_class c where c.oid = relation);
   v_missing text;
 begin
-  select r.oid, r.prattrs, r.prqual is not null as filtered into v_entry
+  select r.oid, r.prattrs, r.prqual::text as qual into v_entry
     from pg_catalog.pg_publication_rel r join pg_catalog.pg_publication p on p.oid = r.prpubid
    where p.pubname = 'sterna_' || check_published_columns.set_name and r.prrelid = relation;
   if v_entry.prattrs is not null then
@@ -251,15 +251,11 @@ begin
         using errcode = 'ST126', detail = 'Updates and deletes find their row by the key.', hint = 'Add it to the list.';
     end if;
   end if;
-  if v_entry.filtered and not v_full then
-    -- The entry depends on the columns of its filter, and on those of its list.
+  if v_entry.qual is not null and not v_full then
     select string_agg(quote_ident(a.attname), ', ' order by a.attnum) into v_missing
-      from pg_catalog.pg_depend d
-      join pg_catalog.pg_attribute a on a.attrelid = d.refobjid and a.attnum = d.refobjsubid
-     where d.classid = 'pg_catalog.pg_publication_rel'::regclass and d.objid = v_entry.oid
-       and d.refclassid = 'pg_catalog.pg_class'::regclass and d.refobjid = relation and d.refobjsubid > 0
-       and not a.attname = any (sterna.key_columns(relation))
-       and (v_entry.prattrs is null or not a.attnum = any (v_entry.prattrs::int2[]));
+      from pg_catalog.pg_attribute a
+     where a.attrelid = relation and not a.attname = any (sterna.key_columns(relation))
+       and a.attnum in (select m.found[1]::int2 from regexp_matches(v_entry.qual, ':varattno (\d+)', 'g') as m(found));
     if v_missing is not null then
       raise exception 'the row filter of table % uses column %, which is not in its key', relation, v_missing
         using errcode = 'ST127',
@@ -331,22 +327,8 @@ begin
     execute format('alter publication %I drop table only %s', v_publication, relation);
   end if;
   begin
-    if row_filter is not null then
-      execute format('alter publication %I add table only %s where (%s)', v_publication, relation, row_filter);
-      if v_set.needs_key then
-        perform sterna.check_published_columns(repset_add_table.set_name, relation);
-      end if;
-      if v_columns is not null then
-        execute format('alter publication %I drop table only %s', v_publication, relation);
-      end if;
-    end if;
-    if row_filter is null or v_columns is not null then
-      execute format('alter publication %I add table only %s %s %s', v_publication, relation, v_columns,
-                     'where (' || row_filter || ')');
-      if v_set.needs_key then
-        perform sterna.check_published_columns(repset_add_table.set_name, relation);
-      end if;
-    end if;
+    execute format('alter publication %I add table only %s %s %s', v_publication, relation, v_columns,
+                   'where (' || row_filter || ')');
   exception when syntax_error or undefined_column or undefined_function or ambiguous_column or invalid_text_representation
               or datatype_mismatch or feature_not_supported or invalid_parameter_value or invalid_column_reference
               or cannot_coerce or undefined_object or object_not_in_prerequisite_state then
@@ -355,6 +337,9 @@ begin
       using errcode = case when row_filter is null then 'ST126' else 'ST127' end,
             hint = 'Row filters are simple expressions over columns of the table, without functions of your own.';
   end;
+  if v_set.needs_key then
+    perform sterna.check_published_columns(repset_add_table.set_name, relation);
+  end if;
   delete from sterna.table_exclusion e
    where repset_add_table.set_name in ('default', 'default_insert_only') and e.relid = relation;
   return true;

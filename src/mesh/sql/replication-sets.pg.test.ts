@@ -287,6 +287,20 @@ describe.each(MATRIX)('replication sets on version %s', (version) => {
         insert into f values (1, 1); update f set v = 9; delete from f`)
     })
 
+    it('they are checked again when the set begins to replicate updates', async () => {
+      await conn.exec(
+        `select sterna.repset_alter('mine', replicate_update => false, replicate_delete => false)`,
+      )
+      await add(`'mine', 't', columns => '{id,v}', row_filter => 'v > ''a'''`)
+      expect(
+        await failureOf(conn.query(`select sterna.repset_alter('mine', replicate_update => true)`)),
+      ).toMatchObject({ sqlstate: 'ST127' })
+      await add(`'mine', 't', columns => '{v}'`)
+      expect(
+        await failureOf(conn.query(`select sterna.repset_alter('mine', replicate_delete => true)`)),
+      ).toMatchObject({ sqlstate: 'ST126' })
+    })
+
     it('a new list or filter replaces the old one', async () => {
       await add(`'mine', 't', row_filter => 'id > 5'`)
       await add(`'mine', 't', row_filter => 'id > 6'`)
