@@ -1,11 +1,11 @@
 #!/usr/bin/env node
 /**
- * `node scripts/bootstrap.mjs sterna|vitest|install [arguments]`: installs the dependencies when they are missing or older
+ * `node scripts/bootstrap.mjs sterna|vitest|bench|install [arguments]`: installs the dependencies when they are missing or older
  * than the lock file, then runs the program with the Node that the project pins. Plain JavaScript: runs on Node 18.
  */
 import { spawn, spawnSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
-import { existsSync, readFileSync, realpathSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { existsSync, readFileSync, realpathSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs'
 import { constants, tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import { fileURLToPath, pathToFileURL } from 'node:url'
@@ -16,6 +16,7 @@ const root = join(dirname(fileURLToPath(import.meta.url)), '..')
 const PROGRAMS = {
   sterna: join(root, 'src', 'cli', 'main.ts'),
   vitest: join(root, 'node_modules', 'vitest', 'vitest.mjs'),
+  bench: join(root, 'bench', 'main.ts'),
 }
 
 /** Whether npm has to install: never done, or the lock file asks for something else than is there. */
@@ -113,7 +114,15 @@ export function chooseNode() {
     process.stderr.write('Fetching the Node that the project runs on (once)...\n')
     spawnSync(process.execPath, ['installArchSpecificPackage'], { cwd: directory, stdio: ['ignore', 2, 2] })
     const fetched = pinnedNode()
-    if (fetched) return fetched
+    if (fetched) {
+      // So that npm's scripts (npm run check) find it as well.
+      try {
+        symlinkSync(fetched, join(root, 'node_modules', '.bin', 'node'))
+      } catch {
+        // It is there, or the directory cannot be written: the programs that this script runs need no link.
+      }
+      return fetched
+    }
   }
   return fail(
     `Node ${process.versions.node} is too old, and the project's own is not installed`,
@@ -170,11 +179,14 @@ function fail(message, hint) {
 function main() {
   const [name, ...args] = process.argv.slice(2)
   if (name !== 'install' && !Object.hasOwn(PROGRAMS, name ?? '')) {
-    fail(`"${name ?? ''}" is not known here`, 'node scripts/bootstrap.mjs sterna|vitest|install [arguments]')
+    fail(
+      `"${name ?? ''}" is not known here`,
+      'node scripts/bootstrap.mjs sterna|vitest|bench|install [arguments]',
+    )
   }
   if (needsInstall()) install()
-  if (name === 'install') return
-  run(chooseNode(), [PROGRAMS[name], ...args])
+  const node = chooseNode()
+  if (name !== 'install') run(node, [PROGRAMS[name], ...args])
 }
 
 const isEntry = process.argv[1] && pathToFileURL(realpathSync(process.argv[1])).href === import.meta.url
