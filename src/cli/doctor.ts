@@ -6,7 +6,7 @@ import type { Finding, Severity } from '../mesh/doctor/finding.ts'
 import type { MeshNode } from '../mesh/mesh-node.ts'
 import { addressOf, parseDsn } from '../postgres/dsn.ts'
 import { formatTable, paintFor, print, printable, printJson, type Paint, type Tone } from './output.ts'
-import { addTargetOptions, findCluster, type TargetOptions } from './target.ts'
+import { addTargetOptions, findCluster, nodeNamed, type TargetOptions } from './target.ts'
 
 interface DoctorOptions extends TargetOptions {
   readonly json?: boolean
@@ -16,7 +16,7 @@ interface DoctorOptions extends TargetOptions {
 export function doctorCommand(): Command {
   const command = new Command('doctor')
     .description('check servers for what replication needs; nothing is changed')
-    .argument('[dsn...]', 'connection strings of the servers to check (default: those of the cluster)')
+    .argument('[server...]', 'connection strings, or names of nodes (default: all nodes of the cluster)')
     .option('--json', 'print one JSON document')
     .addHelpText(
       'after',
@@ -26,6 +26,7 @@ Exit code: 0 nothing blocks, 3 something does, 4 the only thing that blocks is a
 Examples:
   sterna doctor
   sterna doctor postgresql://me@db1/app postgresql://me@db2/app
+  sterna doctor n2
   sterna doctor --cluster shop.cluster.json --json
 
 Passwords are better kept out of the command line: PGPASSWORD or a cluster file.`,
@@ -34,19 +35,28 @@ Passwords are better kept out of the command line: PGPASSWORD or a cluster file.
   return addTargetOptions(command)
 }
 
-async function runDoctor(dsns: string[], options: DoctorOptions): Promise<void> {
-  const nodes = dsns.length > 0 ? dsns.map(serverOf) : (await findCluster(options)).nodes
+async function runDoctor(servers: string[], options: DoctorOptions): Promise<void> {
+  const nodes = await serversOf(servers, options)
   const examination = await examineServers(nodes)
   if (options.json) printJson(doctorDocument(examination))
   else print(...doctorLines(examination, paintFor(process.stdout)))
   process.exitCode = doctorExitCode(examination.findings)
 }
 
+async function serversOf(servers: readonly string[], options: DoctorOptions): Promise<readonly MeshNode[]> {
+  const isName = (text: string): boolean => !text.includes('=') && !text.includes('://')
+  if (servers.length > 0 && !servers.some(isName)) return servers.map(serverOf)
+  const target = await findCluster(options)
+  if (servers.length === 0) return target.nodes
+  return servers.map((text, at) => (isName(text) ? nodeNamed(target, text) : serverOf(text, at, servers)))
+}
+
 /** A server is called by its address; the same address twice is told apart by a number. */
 function serverOf(dsn: string, at: number, all: readonly string[]): MeshNode {
   const address = addressOf(parseDsn(dsn))
-  const before = all.slice(0, at).filter((other) => addressOf(parseDsn(other)) === address).length
-  return { name: before === 0 ? address : `${address} (${before + 1})`, dsn }
+  const before = all.slice(0, at).filter((other) => other.includes('=') || other.includes('://'))
+  const same = before.filter((other) => addressOf(parseDsn(other)) === address).length
+  return { name: same === 0 ? address : `${address} (${same + 1})`, dsn }
 }
 
 /** 3 when something blocks, 4 when that is only that servers cannot be reached. */

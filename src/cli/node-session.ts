@@ -34,8 +34,8 @@ export async function nodesToChange(options: OnNodeOptions): Promise<readonly Me
   if (options.on !== undefined) return [nodeNamed(target, options.on)]
   const names = target.nodes.map((node) => node.name).join(', ')
   throw new SternaError('USAGE', {
-    reason: `say on which node, with --on; the nodes are ${names}`,
-    help: 'the command with --help',
+    reason: `say on which node, with --on: ${names} or all`,
+    help: 'sterna help',
   })
 }
 

@@ -40,19 +40,19 @@ describe('results for people', () => {
   })
 })
 
-it('an error shows its place, counted in characters and lines', () => {
-  const sql = "select 'ä€😀';\nselect  oops"
-  const failure = new ServerError('h:1/d', {
+it('an error shows its place in the script', () => {
+  const sql = "select 'ä€😀';\nselect  '日本', oops"
+  const at = Array.from(sql.slice(0, sql.indexOf('oops'))).length + 1
+  const error = new ServerError('h:1/d', {
     severity: 'ERROR',
     sqlstate: '42703',
     message: 'column "oops" does not exist',
     hint: 'Look again.',
-    position: String(Array.from(sql.slice(0, sql.indexOf('oops'))).length + 1),
   })
-  expect(errorLines(failure, sql, plain)).toEqual([
+  expect(errorLines({ error, place: locate(sql, at) }, plain)).toEqual([
     'ERROR 42703: column "oops" does not exist',
-    '  line 2, column 9: select  oops',
-    '                            ^',
+    "  line 2, column 15: select  '日本', oops",
+    `${' '.repeat('  line 2, column 15: '.length + 16)}^`,
     '  hint: Look again.',
   ])
   expect(locate('select 1', 1)).toEqual({ line: 1, column: 1, text: 'select 1' })
@@ -76,7 +76,6 @@ it('JSON has PostgreSQL numbers with all digits, NaN as text, json as it is', ()
       },
     ],
     null,
-    '',
   )
   const [, rows] = /"rows": \[(.*)\]\s*\}\s*\],/s.exec(formatJson(document))!
   expect(rows!.replaceAll(/\s+/g, '')).toBe(

@@ -7,8 +7,19 @@ import type { ServerMessage } from '../pgwire/backend.ts'
 import { parseDsn } from '../postgres/dsn.ts'
 import type { ServerError } from '../postgres/server-error.ts'
 import { WireSocket } from '../postgres/wire-socket.ts'
-import { formatTable, note, paintFor, print, printable, printJson, rawJson, type Paint } from './output.ts'
-import { endSession, locate, runScript, type StatementResult } from './sql-session.ts'
+import {
+  displayWidth,
+  formatTable,
+  note,
+  paintFor,
+  print,
+  printable,
+  printJson,
+  rawJson,
+  type Paint,
+} from './output.ts'
+import { splitStatements, type ScriptStatement } from './split-statements.ts'
+import { endSession, locate, runScript, type ScriptHandlers, type StatementResult } from './sql-session.ts'
 import { addTargetOptions, findCluster, nodeNamed, type TargetOptions } from './target.ts'
 
 /** Types whose values are numbers in JSON: int8, int2, int4, oid, float4, float8, numeric. */
@@ -36,7 +47,8 @@ Examples:
   sterna sql n1 - < schema.sql
   sterna sql n1 "select * from accounts" --json
 
-Several statements in one string are one transaction, unless it has begin and commit of its own.`,
+Statements run one after the other, each a transaction of its own unless there is a begin before; the first error ends
+it, with exit code 1.`,
     )
     .action(runSql)
   return addTargetOptions(command)
@@ -52,21 +64,48 @@ async function runSql(nodeName: string, statements: string, options: SqlOptions)
   try {
     const results: StatementResult[] = []
     const paint = paintFor(process.stdout)
-    const failure = await runScript(wire, sql, {
+    const handlers: ScriptHandlers = {
       onResult: (result) => {
         if (options.json) results.push(result)
         else print(...resultLines(result, paint))
       },
       onNotice: (notice) => note(...noticeLines(notice)),
       onCopyData: (bytes) => void (options.json ? process.stderr : process.stdout).write(bytes),
-    })
-    if (options.json) printJson(sqlDocument(results, failure, sql))
-    else if (failure) note(...errorLines(failure, sql, paintFor(process.stderr)))
+    }
+    const failure = await runStatements(wire, sql, handlers)
+    if (options.json) printJson(sqlDocument(results, failure))
+    else if (failure) note(...errorLines(failure, paintFor(process.stderr)))
     if (failure) process.exitCode = 1
   } finally {
     process.off('SIGINT', cancel)
     await endSession(wire)
   }
+}
+
+/** A statement that failed, and where in the script. */
+export interface StatementFailure {
+  readonly error: ServerError
+  /** Null where the server gave no position. */
+  readonly place: { readonly line: number; readonly column: number; readonly text: string } | null
+}
+
+/** Runs statement by statement, each by itself, as the capture of DDL needs it; the first error ends it. */
+async function runStatements(
+  wire: WireSocket,
+  script: string,
+  handlers: ScriptHandlers,
+): Promise<StatementFailure | null> {
+  for (const statement of splitStatements(script)) {
+    const error = await runScript(wire, statement.text, handlers)
+    if (error) return { error, place: placeOf(script, statement, error) }
+  }
+  return null
+}
+
+function placeOf(script: string, statement: ScriptStatement, error: ServerError): StatementFailure['place'] {
+  const { position } = error.fields
+  if (position === undefined) return null
+  return locate(script, Array.from(script.slice(0, statement.offset)).length + Number(position))
 }
 
 /** A result as a person reads it: the rows as a table and their number, or the command tag. */
@@ -89,11 +128,7 @@ function quoteIfAmbiguous(value: string): string {
 }
 
 /** The document of `sterna sql --json`. */
-export function sqlDocument(
-  results: readonly StatementResult[],
-  failure: ServerError | null,
-  sql: string,
-): unknown {
+export function sqlDocument(results: readonly StatementResult[], failure: StatementFailure | null): unknown {
   return {
     statements: results.map(({ command, rowCount, fields, rows }) => {
       const names = uniqueNames((fields ?? []).map((field) => field.name))
@@ -111,7 +146,7 @@ export function sqlDocument(
           ),
       }
     }),
-    error: failure && errorDocument(failure, sql),
+    error: failure && errorDocument(failure),
   }
 }
 
@@ -152,10 +187,21 @@ function parseJsonExactly(json: string): unknown {
   )
 }
 
-function errorDocument(failure: ServerError, sql: string): unknown {
-  const { severity, sqlstate, message, detail, hint, context, position, ...where } = failure.fields
-  const { line, column } = position ? locate(sql, Number(position)) : {}
-  return { code: failure.code, severity, sqlstate, message, detail, hint, context, line, column, ...where }
+function errorDocument({ error, place }: StatementFailure): unknown {
+  const { severity, sqlstate, message, detail, hint, context, schema, table, column, constraint } =
+    error.fields
+  return {
+    code: error.code,
+    message,
+    hint: hint ?? null,
+    severity,
+    sqlstate,
+    detail: detail ?? null,
+    context: context ?? null,
+    line: place?.line ?? null,
+    column: place?.column ?? null,
+    object: { schema, table, column, constraint },
+  }
 }
 
 function noticeLines(notice: ServerMessage): string[] {
@@ -165,17 +211,19 @@ function noticeLines(notice: ServerMessage): string[] {
   return lines
 }
 
-/** An error as a person reads it: SQLSTATE, message, the place in the statement, detail and hint. */
-export function errorLines(failure: ServerError, sql: string, paint: Paint): string[] {
-  const { severity, sqlstate, message, detail, hint, context, position } = failure.fields
+/** An error as a person reads it: SQLSTATE, message, the place in the script, detail and hint. */
+export function errorLines({ error, place }: StatementFailure, paint: Paint): string[] {
+  const { severity, sqlstate, message, detail, hint, context } = error.fields
   const lines = [`${paint('red', `${severity} ${sqlstate}:`)} ${message}`]
-  if (position) {
-    const { line, column, text: source } = locate(sql, Number(position))
-    const prefix = `  line ${line}, column ${column}: `
-    lines.push(prefix + source, `${' '.repeat(prefix.length + column - 1)}^`)
+  if (place) {
+    const prefix = `  line ${place.line}, column ${place.column}: `
+    const before = Array.from(place.text)
+      .slice(0, place.column - 1)
+      .join('')
+    lines.push(prefix + place.text, `${' '.repeat(prefix.length + displayWidth(before))}^`)
   }
   if (detail) lines.push(`  detail: ${detail}`)
   if (hint) lines.push(`  hint: ${hint}`)
-  if (context) lines.push(`  context: ${context}`)
+  if (context) lines.push(`  context: ${context.split('\n')[0]}`)
   return lines
 }

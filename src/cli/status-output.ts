@@ -1,5 +1,5 @@
 import type { Alarm } from '../mesh/report.ts'
-import type { NodeStatus, SubscriptionRow } from '../mesh/status/status-types.ts'
+import type { NodeStatus, SubscriptionRow } from '../mesh/status/status-of-node.ts'
 import { formatOffset } from './doctor.ts'
 import { formatBytes, formatSeconds, formatTable, printable, type Paint, type Tone } from './output.ts'
 

@@ -4,7 +4,7 @@ import { Command, Option } from 'commander'
 
 import { clusterAlarms } from '../mesh/status/cluster-alarms.ts'
 import { readNodeStatus } from '../mesh/status/node-status.ts'
-import type { NodeStatus } from '../mesh/status/status-types.ts'
+import type { NodeStatus } from '../mesh/status/status-of-node.ts'
 import { paintFor, print, printJson } from './output.ts'
 import { statusDocument, statusLines, type ClusterStatus } from './status-output.ts'
 import { addTargetOptions, findCluster, type ClusterTarget, type TargetOptions } from './target.ts'

@@ -1,7 +1,7 @@
 import { checkClocks } from '../doctor/clock.ts'
 import { listed } from '../doctor/server-checks.ts'
 import type { Alarm } from '../report.ts'
-import type { NodeStatus, SlotStatus, SubscriptionRow } from './status-types.ts'
+import type { NodeStatus, SlotStatus, SubscriptionRow } from './status-of-node.ts'
 
 const RETAINED_WARNING_BYTES = 1024 ** 3
 const RETAINED_CRITICAL_BYTES = 10 * 1024 ** 3

@@ -1,249 +1,99 @@
-import { SternaError } from '../../core/errors.ts'
-import type { PgConnection } from '../../postgres/connection.ts'
-import { addressOf, parseDsn } from '../../postgres/dsn.ts'
-import { measureClock } from '../doctor/clock.ts'
-import { connectNode, type MeshNode } from '../mesh-node.ts'
+import type { SternaError } from '../../core/errors.ts'
+import { sqlstateOf } from '../../postgres/server-error.ts'
+import type { ClockOffset } from '../doctor/clock.ts'
 import type { SubscriptionStatus } from '../report.ts'
-import type {
-  AgentStatus,
-  CleanupStatus,
-  NodeStatus,
-  SequenceStatus,
-  SlotStatus,
-  SubscriptionRow,
-  TableStatus,
-} from './status-types.ts'
 
-/** An agent that has not written for so long does not run. */
-const AGENT_SILENT_SECONDS = 15
-const CONNECT_TIMEOUT_MS = 4_000
-const READ_TIMEOUT_MS = 5_000
-
-/** Reads the status of one node; never takes longer than a few seconds, and a node that is away is a value. */
-export async function readNodeStatus(node: MeshNode): Promise<NodeStatus> {
-  const address = addressOf(parseDsn(node.dsn))
-  let timedOut = false
-  try {
-    const { conn } = await connectNode(node, 'status', CONNECT_TIMEOUT_MS)
-    const deadline = setTimeout(() => {
-      timedOut = true
-      conn.destroy()
-    }, READ_TIMEOUT_MS)
-    try {
-      return await readConnected(node, address, conn)
-    } finally {
-      clearTimeout(deadline)
-      await conn.close()
-    }
-  } catch (error) {
-    if (!(error instanceof SternaError)) throw error
-    const reason = `no answer within ${READ_TIMEOUT_MS / 1000} s`
-    const shown = timedOut ? new SternaError('SERVER_UNREACHABLE', { address, reason }, error) : error
-    return { ...UNKNOWN, name: node.name, address, region: node.region ?? null, error: shown }
-  }
+/** One node as its database tells it. Most is null while the node cannot be reached. */
+export interface NodeStatus {
+  readonly name: string
+  readonly address: string
+  /** Why nothing is known about it; null when it answered. */
+  readonly error: SternaError | null
+  readonly nodeId: number | null
+  readonly region: string | null
+  readonly serverVersion: string | null
+  /** The server's clock against that of this machine. */
+  readonly clock: ClockOffset | null
+  readonly agent: AgentStatus | null
+  readonly subscriptions: readonly SubscriptionRow[]
+  readonly slots: readonly SlotStatus[]
+  readonly sequences: readonly SequenceStatus[]
+  readonly tables: readonly TableStatus[]
+  readonly cleanups: readonly CleanupStatus[]
 }
 
-const UNKNOWN = {
-  nodeId: null,
-  serverVersion: null,
-  clock: null,
-  agent: null,
-  subscriptions: [],
-  slots: [],
-  sequences: [],
-  tables: [],
-  cleanups: [],
-} as const
-
-async function readConnected(node: MeshNode, address: string, conn: PgConnection): Promise<NodeStatus> {
-  const serverVersion = conn.parameter('server_version') ?? null
-  const local = await readLocal(conn)
-  const clock = await measureClock(conn, node.name)
-  const agent = await readAgent(conn, local)
-  const [subscriptions, slots, sequences, tables, cleanups] = await Promise.all([
-    readSubscriptions(conn),
-    readSlots(conn),
-    readSequences(conn),
-    readTables(conn),
-    local.sees_all ? readCleanups(conn) : [],
-  ])
-  return {
-    name: node.name,
-    address,
-    error: null,
-    nodeId: local.node_id,
-    region: local.location ?? node.region ?? null,
-    serverVersion,
-    clock,
-    agent,
-    subscriptions,
-    slots,
-    sequences,
-    tables,
-    cleanups,
-  }
+/** What the agent last wrote about itself. */
+export interface AgentStatus {
+  /** Whether it wrote within the last seconds. */
+  readonly alive: boolean
+  readonly version: string | null
+  readonly pid: number | null
+  readonly host: string | null
+  readonly httpAddress: string | null
+  readonly silentSeconds: number | null
 }
 
-interface LocalRow {
-  readonly node_id: number
-  readonly location: string | null
-  readonly sterna_version: string | null
-  readonly heartbeat_age_seconds: number | null
-  readonly sees_all: boolean
+/** One subscription of a node. LSNs as text. */
+export interface SubscriptionRow {
+  readonly name: string
+  readonly status: SubscriptionStatus
+  readonly provider: string | null
+  readonly slotName: string | null
+  readonly replicationSets: readonly string[]
+  readonly lagBytes: number | null
+  readonly lagSeconds: number | null
+  readonly receivedLsn: string | null
+  readonly appliedLsn: string | null
+  readonly transactions: number
+  readonly changes: number
+  readonly conflicts: Readonly<Record<string, number>>
+  readonly exceptions: number
+  readonly lastError: {
+    readonly code: string | null
+    readonly message: string
+    readonly hint: string | null
+  } | null
 }
 
-async function readLocal(conn: PgConnection): Promise<LocalRow> {
-  const found = await conn.row<{ present: boolean }>(
-    `select pg_catalog.to_regclass('sterna.nodes') is not null as present`,
-  )
-  const row = found?.present
-    ? await conn.row<LocalRow>(
-        `select node_id, location, sterna_version,
-           extract(epoch from pg_catalog.clock_timestamp() - heartbeat_at)::float8 as heartbeat_age_seconds,
-           pg_catalog.has_table_privilege('sterna.agent_state', 'SELECT')
-             and pg_catalog.has_table_privilege('sterna.slot_cleanup', 'SELECT') as sees_all
-         from sterna.nodes where is_local`,
-      )
-    : undefined
-  if (!row) throw new SternaError('NOT_A_NODE', { address: conn.address })
-  return row
+/** A logical slot in the node's database: somebody follows this node, or did. */
+export interface SlotStatus {
+  readonly name: string
+  readonly active: boolean
+  readonly walStatus: string | null
+  readonly retainedBytes: number | null
+  /** Whether it has the name of a slot of Sterna. */
+  readonly ours: boolean
 }
 
-/** What the agent wrote about itself; a role that may not read that sees the age of its heartbeat. */
-async function readAgent(conn: PgConnection, local: LocalRow): Promise<AgentStatus> {
-  const row = local.sees_all
-    ? await conn.row<{
-        pid: number | null
-        sterna_version: string | null
-        host: string | null
-        http_address: string | null
-        silent_seconds: number | null
-      }>(
-        `select pid, sterna_version, host, http_address,
-           extract(epoch from pg_catalog.clock_timestamp() - updated_at)::float8 as silent_seconds
-         from sterna.agent_state`,
-      )
-    : undefined
-  const silentSeconds = row?.silent_seconds ?? local.heartbeat_age_seconds
-  return {
-    alive: silentSeconds !== null && silentSeconds < AGENT_SILENT_SECONDS,
-    version: row?.sterna_version ?? local.sterna_version,
-    pid: row?.pid ?? null,
-    host: row?.host ?? null,
-    httpAddress: row?.http_address ?? null,
-    silentSeconds,
-  }
+/** A sequence that somebody should look at. */
+export interface SequenceStatus {
+  readonly name: string
+  /** The column that it feeds; null where it feeds none. */
+  readonly ownedBy: string | null
+  readonly usedPercent: number | null
+  /** What will go wrong. */
+  readonly warning: string
 }
 
-async function readSubscriptions(conn: PgConnection): Promise<SubscriptionRow[]> {
-  const { rows } = await conn.query<{
-    name: string
-    status: SubscriptionStatus
-    provider: string | null
-    slot_name: string | null
-    replication_sets: string[]
-    lag_bytes: bigint | null
-    lag_seconds: number | null
-    received_lsn: string | null
-    applied_lsn: string | null
-    transactions: bigint
-    changes: bigint
-    conflicts: Record<string, number>
-    exceptions: bigint
-    last_error_code: string | null
-    last_error: string | null
-    hint: string | null
-  }>(
-    `select subscription_name as name, status, provider_node as provider, slot_name, replication_sets, lag_bytes,
-       lag_seconds, received_lsn::text, applied_lsn::text, transactions, changes, conflicts, exceptions,
-       last_error_code, last_error, hint
-     from sterna.sub_show_status() order by subscription_name`,
-  )
-  return rows.map((row) => ({
-    name: row.name,
-    status: row.status,
-    provider: row.provider,
-    slotName: row.slot_name,
-    replicationSets: row.replication_sets,
-    lagBytes: row.lag_bytes === null ? null : Number(row.lag_bytes),
-    lagSeconds: row.lag_seconds,
-    receivedLsn: row.received_lsn,
-    appliedLsn: row.applied_lsn,
-    transactions: Number(row.transactions),
-    changes: Number(row.changes),
-    conflicts: row.conflicts,
-    exceptions: Number(row.exceptions),
-    lastError:
-      row.last_error === null ? null : { code: row.last_error_code, message: row.last_error, hint: row.hint },
-  }))
+/** A table that does not replicate, or not as a whole. */
+export interface TableStatus {
+  readonly name: string
+  /** `no`, `insert only` or `partly`. */
+  readonly replicates: string
+  readonly reason: string | null
+  /** Unlogged, or taken out of the sets by hand. */
+  readonly deliberate: boolean
 }
 
-async function readSequences(conn: PgConnection): Promise<SequenceStatus[]> {
-  const { rows } = await conn.query<{
-    name: string
-    owned_by: string | null
-    used_percent: number | null
-    warning: string
-  }>(
-    `select quote_ident(schema_name) || '.' || quote_ident(sequence_name) as name, owned_by,
-       used_percent::float8, warning
-     from sterna.sequences where warning is not null order by 1`,
-  )
-  return rows.map((row) => ({
-    name: row.name,
-    ownedBy: row.owned_by,
-    usedPercent: row.used_percent,
-    warning: row.warning,
-  }))
+/** A slot at a provider that waits to be dropped. */
+export interface CleanupStatus {
+  readonly slotName: string | null
+  readonly provider: string | null
+  readonly waitingSeconds: number
+  readonly lastError: string | null
 }
 
-async function readSlots(conn: PgConnection): Promise<SlotStatus[]> {
-  const { rows } = await conn.query<{
-    name: string
-    active: boolean
-    wal_status: string | null
-    retained_bytes: bigint | null
-  }>(
-    `select slot_name::text as name, active, wal_status,
-       pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), restart_lsn)::bigint as retained_bytes
-     from pg_catalog.pg_replication_slots where database = pg_catalog.current_database() order by slot_name`,
-  )
-  return rows.map((row) => ({
-    name: row.name,
-    active: row.active,
-    walStatus: row.wal_status,
-    retainedBytes: row.retained_bytes === null ? null : Number(row.retained_bytes),
-    ours: row.name.startsWith('sterna_'),
-  }))
-}
-
-async function readTables(conn: PgConnection): Promise<TableStatus[]> {
-  const { rows } = await conn.query<TableStatus>(
-    `select quote_ident(t.schema_name) || '.' || quote_ident(t.table_name) as name, t.replicates, t.reason,
-       c.relpersistence = 'u' or coalesce(t.reason like 'it was taken out%', false) as deliberate
-     from sterna.tables t
-     join pg_catalog.pg_namespace n on n.nspname = t.schema_name
-     join pg_catalog.pg_class c on c.relnamespace = n.oid and c.relname = t.table_name
-     where t.replicates <> 'all' order by 1`,
-  )
-  return rows
-}
-
-async function readCleanups(conn: PgConnection): Promise<CleanupStatus[]> {
-  const { rows } = await conn.query<{
-    slot_name: string | null
-    provider: string | null
-    waiting_seconds: number
-    last_error: string | null
-  }>(
-    `select slot_name::text, provider_node_name::text as provider, last_error,
-       extract(epoch from pg_catalog.clock_timestamp() - requested_at)::float8 as waiting_seconds
-     from sterna.slot_cleanup order by id`,
-  )
-  return rows.map((row) => ({
-    slotName: row.slot_name,
-    provider: row.provider,
-    waitingSeconds: row.waiting_seconds,
-    lastError: row.last_error,
-  }))
+/** Whether a node is not there for now: no connection, or a server that is starting up or shutting down. */
+export function isAway({ error }: NodeStatus): boolean {
+  return error !== null && (error.exitCode === 4 || /^(57P0|08)/.test(sqlstateOf(error) ?? ''))
 }
