@@ -1,5 +1,6 @@
+import type { SternaError } from '../core/errors.ts'
 import type { Alarm } from '../mesh/report.ts'
-import type { NodeStatus, SubscriptionRow } from '../mesh/status/status-of-node.ts'
+import { isAway, type NodeStatus, type SubscriptionRow } from '../mesh/status/node-status.ts'
 import { formatOffset } from './doctor.ts'
 import { formatBytes, formatSeconds, formatTable, printable, type Paint, type Tone } from './output.ts'
 
@@ -55,14 +56,16 @@ function nodeTable(nodes: readonly NodeStatus[], paint: Paint): string[] {
       node.nodeId === null ? '-' : String(node.nodeId),
       printable(node.region ?? '-'),
       node.address,
-      node.error
-        ? paint('red', node.error.code.toLowerCase().replaceAll('_', ' '))
-        : printable(shortVersion(node.serverVersion)),
+      node.error ? paint('red', problemOf(node, node.error)) : printable(shortVersion(node.serverVersion)),
       agentCell(node, paint),
       node.clock === null ? '-' : formatOffset(node.clock.offsetMs),
     ]),
     paint,
   )
+}
+
+function problemOf(node: NodeStatus, { code }: SternaError): string {
+  return isAway(node) ? 'unreachable' : code.toLowerCase().replaceAll('_', ' ')
 }
 
 /** `18.4 (Debian 18.4-1)` is `18.4` to a reader of the table. */

@@ -3,8 +3,8 @@ import { setTimeout as delay } from 'node:timers/promises'
 import { Command, Option } from 'commander'
 
 import { clusterAlarms } from '../mesh/status/cluster-alarms.ts'
-import { readNodeStatus } from '../mesh/status/node-status.ts'
-import type { NodeStatus } from '../mesh/status/status-of-node.ts'
+import { readNodeStatus } from '../mesh/status/read-node-status.ts'
+import { isAway, type NodeStatus } from '../mesh/status/node-status.ts'
 import { paintFor, print, printJson } from './output.ts'
 import { statusDocument, statusLines, type ClusterStatus } from './status-output.ts'
 import { addTargetOptions, findCluster, type ClusterTarget, type TargetOptions } from './target.ts'
@@ -65,7 +65,7 @@ function isSettled(node: NodeStatus): boolean {
 /** 0 all is well, 5 something is not, 4 no node can be reached at all. */
 export function statusExitCode({ ok, nodes }: ClusterStatus): number {
   if (ok) return 0
-  return nodes.every((node) => node.error?.exitCode === 4) ? 4 : 5
+  return nodes.every(isAway) ? 4 : 5
 }
 
 async function watch(target: ClusterTarget): Promise<void> {

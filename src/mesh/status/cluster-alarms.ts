@@ -1,7 +1,8 @@
+import { ServerError } from '../../postgres/server-error.ts'
 import { checkClocks } from '../doctor/clock.ts'
 import { listed } from '../doctor/server-checks.ts'
 import type { Alarm } from '../report.ts'
-import type { NodeStatus, SlotStatus, SubscriptionRow } from './status-of-node.ts'
+import { isAway, type NodeStatus, type SlotStatus, type SubscriptionRow } from './node-status.ts'
 
 const RETAINED_WARNING_BYTES = 1024 ** 3
 const RETAINED_CRITICAL_BYTES = 10 * 1024 ** 3
@@ -19,13 +20,15 @@ export function clusterAlarms(nodes: readonly NodeStatus[]): Alarm[] {
   return alarms.toSorted((a, b) => rank[a.severity] - rank[b.severity])
 }
 
-function unreachable({ name, error }: NodeStatus): Alarm[] {
+function unreachable(node: NodeStatus): Alarm[] {
+  const { name, error } = node
+  const isAnswering = error instanceof ServerError && isAway(node)
   return [
     {
       name: 'node_unreachable',
       subject: name,
       message: error!.message,
-      action: error!.hint,
+      action: isAnswering ? 'Wait: the server is starting up or shutting down.' : error!.hint,
       severity: 'critical',
     },
   ]

@@ -12,7 +12,7 @@ import type {
   SlotStatus,
   SubscriptionRow,
   TableStatus,
-} from './status-of-node.ts'
+} from './node-status.ts'
 
 /** An agent that has not written for so long does not run. */
 const AGENT_SILENT_SECONDS = 15
