@@ -55,10 +55,10 @@ export function runScript(
     wire.onFrame = (type, buffer, start, end) => {
       switch (type) {
         case BACKEND.rowDescription:
-          fields = parseRowDescription(buffer, start)
+          fields = parseRowDescription(buffer, start, end)
           return
         case BACKEND.dataRow:
-          rows.push(parseDataRow(buffer, start))
+          rows.push(parseDataRow(buffer, start, end))
           return
         case BACKEND.commandComplete:
         case BACKEND.emptyQueryResponse: {

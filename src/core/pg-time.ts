@@ -20,10 +20,25 @@ export function unixMsOf(time: PgTime): number {
   return Number(time) / 1000 + EPOCH_2000_MS
 }
 
-/** ISO 8601 in UTC with microseconds: `2026-11-21T03:00:00.123456Z`. PostgreSQL parses it as timestamptz. */
+const INFINITY = (1n << 63n) - 1n
+const MINUS_INFINITY = -(1n << 63n)
+/** 400 Gregorian years: the calendar repeats. */
+const ERA_SECONDS = 146_097n * 86_400n
+
+/**
+ * ISO 8601 in UTC with microseconds: `2026-11-21T03:00:00.123456Z`, in the form that PostgreSQL parses as timestamptz also
+ * outside of the years 1 to 9999 (`0044-03-15T00:00:00.000000Z BC`, `infinity`).
+ */
 export function formatPgTime(time: PgTime): string {
+  if (time === INFINITY) return 'infinity'
+  if (time === MINUS_INFINITY) return '-infinity'
   const micros = ((time % 1_000_000n) + 1_000_000n) % 1_000_000n
   const seconds = (time - micros) / 1_000_000n
-  const whole = new Date(Number(seconds) * 1000 + EPOCH_2000_MS).toISOString().slice(0, 19)
-  return `${whole}.${micros.toString().padStart(6, '0')}Z`
+  // Within the era of 2000 to 2399, which Date can do; PostgreSQL's calendar goes further than Date's.
+  const inEra = ((seconds % ERA_SECONDS) + ERA_SECONDS) % ERA_SECONDS
+  const date = new Date(Number(inEra) * 1000 + EPOCH_2000_MS)
+  const year = date.getUTCFullYear() + 400 * Number((seconds - inEra) / ERA_SECONDS)
+  const yearText = String(year > 0 ? year : 1 - year).padStart(4, '0')
+  const rest = date.toISOString().slice(4, 19)
+  return `${yearText}${rest}.${micros.toString().padStart(6, '0')}Z${year > 0 ? '' : ' BC'}`
 }

@@ -54,12 +54,13 @@ export function cstringEnd(buffer: Buffer, from: number): number {
   return end < 0 ? buffer.length : end
 }
 
+/** What is cut off is taken as far as it goes. */
 export function parseServerMessage(buffer: Buffer, start: number, end: number): ServerMessage {
   const fields: Record<string, string> = {}
   let at = start
   while (at < end && buffer[at] !== 0) {
     const key = String.fromCharCode(buffer[at]!)
-    const stop = cstringEnd(buffer, at + 1)
+    const stop = Math.min(cstringEnd(buffer, at + 1), end)
     fields[key] = buffer.toString('utf8', at + 1, stop)
     at = stop + 1
   }
@@ -83,8 +84,9 @@ export function parseServerMessage(buffer: Buffer, start: number, end: number): 
   }
 }
 
-export function parseRowDescription(buffer: Buffer, start: number): Field[] {
-  const count = buffer.readInt16BE(start)
+/** @throws RangeError when the message is shorter than its fields */
+export function parseRowDescription(buffer: Buffer, start: number, end: number): Field[] {
+  const count = buffer.readUInt16BE(start)
   const fields: Field[] = []
   let at = start + 2
   for (let i = 0; i < count; i++) {
@@ -93,12 +95,16 @@ export function parseRowDescription(buffer: Buffer, start: number): Field[] {
     fields.push({ name, typeOid: buffer.readUInt32BE(stop + 7), format: buffer.readInt16BE(stop + 17) })
     at = stop + 19
   }
+  within(at, end)
   return fields
 }
 
-/** The values of a DataRow as text; null where SQL NULL. */
-export function parseDataRow(buffer: Buffer, start: number): (string | null)[] {
-  const count = buffer.readInt16BE(start)
+/**
+ * The values of a DataRow as text; null where SQL NULL.
+ * @throws RangeError when the message is shorter than its values
+ */
+export function parseDataRow(buffer: Buffer, start: number, end: number): (string | null)[] {
+  const count = buffer.readUInt16BE(start)
   const values: (string | null)[] = new Array(count)
   let at = start + 2
   for (let i = 0; i < count; i++) {
@@ -106,11 +112,17 @@ export function parseDataRow(buffer: Buffer, start: number): (string | null)[] {
     at += 4
     if (length < 0) values[i] = null
     else {
-      values[i] = buffer.toString('utf8', at, at + length)
+      values[i] = buffer.toString('utf8', at, within(at + length, end))
       at += length
     }
   }
+  within(at, end)
   return values
+}
+
+function within(at: number, end: number): number {
+  if (at > end) throw new RangeError('the message ends before its fields')
+  return at
 }
 
 /** The row count at the end of a command tag (`UPDATE 3`, `INSERT 0 1`); 0 where it has none. */

@@ -7,6 +7,8 @@ import { SternaError } from '../core/errors.ts'
 export type FrameHandler = (type: number, buffer: Buffer, start: number, end: number) => void
 
 const HEADER_BYTES = 5
+/** No server sends more: it is the largest piece of memory that PostgreSQL allocates for one. */
+export const MAX_BODY_BYTES = 0x3fff_ffff
 
 /**
  * Splits a byte stream into protocol messages (type byte, int32 length, body). A message that lies whole in one chunk is
@@ -24,7 +26,7 @@ export class FrameReader {
   readonly #header = Buffer.alloc(HEADER_BYTES)
   #headerFilled = 0
 
-  constructor(address: string, handler: FrameHandler, maxBodyBytes = 0x7fff_ffff) {
+  constructor(address: string, handler: FrameHandler, maxBodyBytes = MAX_BODY_BYTES) {
     this.#address = address
     this.#handler = handler
     this.maxBodyBytes = maxBodyBytes

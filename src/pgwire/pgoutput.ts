@@ -82,7 +82,7 @@ export function parseRelation(buffer: Buffer, start: number): RemoteRelation {
   const id = buffer.readUInt32BE(start)
   const schemaEnd = cstringEnd(buffer, start + 4)
   const nameEnd = cstringEnd(buffer, schemaEnd + 1)
-  const count = buffer.readInt16BE(nameEnd + 2)
+  const count = buffer.readUInt16BE(nameEnd + 2)
   const columns: RemoteColumn[] = []
   let at = nameEnd + 4
   for (let i = 0; i < count; i++) {
@@ -129,9 +129,13 @@ export class TupleLayout {
   /** Whether any column is an unchanged TOAST value, which the stream does not carry. */
   hasUnchanged = false
 
-  /** Reads the tuple at `at`; returns the position behind it. */
+  /**
+   * Reads the tuple at `at`; returns the position behind it.
+   * @throws RangeError when the bytes are not a whole tuple: taken as they are, they would become values of the row
+   */
   read(buffer: Buffer, at: number): number {
-    const count = (buffer[at]! << 8) | buffer[at + 1]!
+    const count = buffer.readUInt16BE(at)
+    if (count > MAX_COLUMNS) throw new RangeError('a tuple has more columns than a table can have')
     this.count = count
     this.hasUnchanged = false
     let pos = at + 2
@@ -143,9 +147,11 @@ export class TupleLayout {
         this.starts[i] = pos + 4
         this.lengths[i] = length
         pos += 4 + length
+        if (length < 0 || pos > buffer.length) throw new RangeError('a value is longer than its message')
       } else {
         this.lengths[i] = -1
         if (kind === COLUMN_KIND.unchanged) this.hasUnchanged = true
+        else if (kind !== COLUMN_KIND.null) throw new RangeError('a column is of an unknown kind')
       }
     }
     return pos

@@ -1,4 +1,5 @@
 import { createHash, createHmac, pbkdf2Sync, randomBytes, timingSafeEqual } from 'node:crypto'
+import { saslPrep } from './saslprep.ts'
 
 export const SCRAM_SHA_256 = 'SCRAM-SHA-256'
 
@@ -11,10 +12,16 @@ export class ScramClient {
   readonly #password: string
   readonly #nonce: string
   #serverSignature: Buffer | undefined
+  #verified = false
 
   constructor(password: string, nonce: string = randomBytes(18).toString('base64')) {
-    this.#password = password.normalize('NFKC')
+    this.#password = saslPrep(password)
     this.#nonce = nonce
+  }
+
+  /** Whether the server has proved that it knows the password. */
+  get verified(): boolean {
+    return this.#verified
   }
 
   get first(): string {
@@ -58,6 +65,7 @@ export class ScramClient {
         'SCRAM: the server does not know the password, so it may not be the server it claims to be',
       )
     }
+    this.#verified = true
   }
 }
 

@@ -188,10 +188,10 @@ export class PgConnection {
     const pending = this.#queue[0]
     switch (type) {
       case BACKEND.dataRow:
-        if (pending) pending.rows.push(rowOf(parseDataRow(buffer, start), pending))
+        if (pending) pending.rows.push(rowOf(parseDataRow(buffer, start, end), pending))
         return
       case BACKEND.rowDescription:
-        if (pending) pending.fields = parseRowDescription(buffer, start)
+        if (pending) pending.fields = parseRowDescription(buffer, start, end)
         return
       case BACKEND.commandComplete: {
         if (!pending) return

@@ -240,7 +240,7 @@ export class ApplySession {
         return
       case BACKEND.dataRow: {
         const expected = this.#queue[this.#queueHead]
-        if (expected?.tag === 'lookup') expected.lookup.rows.push(parseDataRow(buffer, start))
+        if (expected?.tag === 'lookup') expected.lookup.rows.push(parseDataRow(buffer, start, end))
         return
       }
       case BACKEND.emptyQueryResponse:
