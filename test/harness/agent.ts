@@ -17,24 +17,28 @@ export interface TestAgent {
 
 const MAIN = fileURLToPath(new URL('../../src/cli/main.ts', import.meta.url))
 
-/** Starts an agent without HTTP; it ends with the test process. */
-export async function startAgent(options: {
-  node: string
-  dsn: string
-  env: Readonly<Record<string, string>>
-}): Promise<TestAgent> {
+export interface StartAgentOptions {
+  readonly node: string
+  readonly dsn: string
+  readonly env: Readonly<Record<string, string>>
+  /** Where it answers HTTP; not at all when left out. */
+  readonly http?: string | undefined
+}
+
+/** Starts an agent; it ends with the test process. */
+export async function startAgent(options: StartAgentOptions): Promise<TestAgent> {
   const agent = new AgentProcess(options)
   await agent.start()
   return agent
 }
 
 class AgentProcess implements TestAgent {
-  readonly #options: { node: string; dsn: string; env: Readonly<Record<string, string>> }
+  readonly #options: StartAgentOptions
   #child: ChildProcess | undefined
   #exited: Promise<unknown> = Promise.resolve()
   log = ''
 
-  constructor(options: { node: string; dsn: string; env: Readonly<Record<string, string>> }) {
+  constructor(options: StartAgentOptions) {
     this.#options = options
   }
 
@@ -43,8 +47,8 @@ class AgentProcess implements TestAgent {
   }
 
   async start(): Promise<void> {
-    const { node, dsn, env } = this.#options
-    const child = spawn(process.execPath, [MAIN, 'agent', '--node', node, '--http', 'off'], {
+    const { node, dsn, env, http = 'off' } = this.#options
+    const child = spawn(process.execPath, [MAIN, 'agent', '--node', node, '--http', http], {
       detached: true,
       stdio: ['ignore', 'ignore', 'pipe'],
       env: { ...process.env, STERNA_DSN: dsn, STERNA_LOG_LEVEL: 'debug', ...env },

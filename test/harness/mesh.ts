@@ -1,12 +1,15 @@
 import { createMesh } from '../../src/mesh/create-cluster.ts'
 import { subscriptionName } from '../../src/mesh/mesh-node.ts'
 import { waitForMesh } from '../../src/mesh/wait-for-mesh.ts'
+import { quoteLiteral } from '../../src/core/quote.ts'
 import { PgConnection, type Row } from '../../src/postgres/connection.ts'
 import { parseDsn } from '../../src/postgres/dsn.ts'
 import type { SqlParam } from '../../src/postgres/text-values.ts'
 import { startAgent, type TestAgent } from './agent.ts'
+import { releasePort, reservePorts } from './ports.ts'
 import { startRelay, type Relay } from './relay.ts'
 import { startServers, type StartServersOptions, type TestServer } from './servers.ts'
+import { TEST_LOGIN } from './templates.ts'
 import { waitUntil } from './wait.ts'
 
 const READY_TIMEOUT_MS = 60_000
@@ -16,6 +19,10 @@ export interface StartMeshOptions extends StartServersOptions {
   readonly schema?: string
   /** Puts a relay into the link of each ordered pair, so that it can be cut; see `link`. */
   readonly relays?: boolean
+  /** Password of role `sterna` instead of the one that all tests have, so that it can be searched for. */
+  readonly password?: string
+  /** Whether the agents answer HTTP; see `http` of a node. */
+  readonly http?: boolean
   /** More environment for the agents. */
   readonly agentEnv?: Readonly<Record<string, string>>
 }
@@ -26,6 +33,8 @@ export interface MeshTestNode {
   readonly server: TestServer
   readonly agent: TestAgent
   readonly dsn: string
+  /** Base URL of the agent; empty without `http`. */
+  readonly http: string
   /** Runs one statement; the connection is made anew when the server was restarted. */
   query<R = Row>(sql: string, params?: readonly SqlParam[]): Promise<R[]>
   exec(sql: string): Promise<void>
@@ -45,21 +54,37 @@ export async function startMesh(options: StartMeshOptions): Promise<TestMesh> {
   const servers = await startServers(options)
   const relays = new Map<string, Relay>()
   const agents: TestAgent[] = []
-  const clients = servers.nodes.map((server) => new Client(server.dsn))
+  const httpPorts = options.http ? await reservePorts(options.count) : []
+  const dsnOf = ({ dsn }: TestServer): string =>
+    options.password === undefined
+      ? dsn
+      : dsn.replace(`:${TEST_LOGIN.password}@`, `:${encodeURIComponent(options.password)}@`)
+  const clients = servers.nodes.map((server) => new Client(dsnOf(server)))
   const stop = async (): Promise<void> => {
     await Promise.all(agents.map((agent) => agent.stop()))
     await Promise.all(clients.map((client) => client.close()))
     await servers.stop()
     await Promise.all([...relays.values()].map((relay) => relay.close()))
+    httpPorts.forEach(releasePort)
   }
   try {
-    const members = servers.nodes.map(({ name, dsn }) => ({ name, dsn }))
+    const { password } = options
+    if (password !== undefined)
+      await Promise.all(servers.nodes.map((server) => changePassword(server, password)))
+    const members = servers.nodes.map((server) => ({ name: server.name, dsn: dsnOf(server) }))
     if (options.schema !== undefined) await Promise.all(clients.map((client) => client.exec(options.schema!)))
     await createMesh(members, { name: 'test' })
-    if (options.relays) await insertRelays(servers.nodes, clients, relays)
+    if (options.relays) await insertRelays(servers.nodes, dsnOf, clients, relays)
     agents.push(
       ...(await Promise.all(
-        servers.nodes.map(({ name, dsn }) => startAgent({ node: name, dsn, env: options.agentEnv ?? {} })),
+        members.map(({ name, dsn }, i) =>
+          startAgent({
+            node: name,
+            dsn,
+            env: options.agentEnv ?? {},
+            http: options.http ? `127.0.0.1:${httpPorts[i]}` : undefined,
+          }),
+        ),
       )),
     )
     await waitForMesh(members, { timeoutMs: READY_TIMEOUT_MS })
@@ -67,7 +92,8 @@ export async function startMesh(options: StartMeshOptions): Promise<TestMesh> {
       name: server.name,
       server,
       agent: agents[i]!,
-      dsn: server.dsn,
+      dsn: members[i]!.dsn,
+      http: options.http ? `http://127.0.0.1:${httpPorts[i]}` : '',
       query: async <R = Row>(sql: string, params: readonly SqlParam[] = []) =>
         clients[i]!.query<R>(sql, params),
       exec: async (sql: string) => clients[i]!.exec(sql),
@@ -90,6 +116,7 @@ export async function startMesh(options: StartMeshOptions): Promise<TestMesh> {
 
 async function insertRelays(
   servers: readonly TestServer[],
+  dsnOf: (server: TestServer) => string,
   clients: readonly Client[],
   relays: Map<string, Relay>,
 ): Promise<void> {
@@ -100,18 +127,31 @@ async function insertRelays(
       relays.set(`${subscriber.name} ${provider.name}`, relay)
       await clients[i]!.query('update sterna.subscription set provider_dsn = $2 where sub_name = $1', [
         subscriptionName(subscriber.name, provider.name),
-        provider.dsn.replace(`:${provider.port}/`, `:${relay.port}/`),
+        dsnOf(provider).replace(`:${provider.port}/`, `:${relay.port}/`),
       ])
     }
   }
 }
 
-/** Marks a position on every node and waits until every other node has passed it. */
+async function changePassword(server: TestServer, password: string): Promise<void> {
+  const connection = await PgConnection.connect(parseDsn(server.dsn), { applicationName: 'test' })
+  try {
+    await connection.exec(`alter role ${TEST_LOGIN.role} password ${quoteLiteral(password)}`)
+  } finally {
+    await connection.close()
+  }
+}
+
+/**
+ * Marks a position on every node and waits until every other node *shows* it: the mark is a row, visible only with all
+ * that was committed before it. (An origin's progress moves a moment before the commit is visible.)
+ */
 async function settle(nodes: readonly MeshTestNode[], timeoutMs = 60_000): Promise<void> {
   const marks = await Promise.all(
     nodes.map(async (node) => {
-      const [row] = await node.query<{ id: number; lsn: string }>(
-        'select l.node_id as id, sterna.sync_event() as lsn from sterna.local_node l',
+      await node.query('select sterna.sync_event()')
+      const [row] = await node.query<{ id: number; requests: bigint }>(
+        'select e.node_id as id, e.requests from sterna.sync_event e join sterna.local_node l using (node_id)',
       )
       return { node, ...row! }
     }),
@@ -120,13 +160,13 @@ async function settle(nodes: readonly MeshTestNode[], timeoutMs = 60_000): Promi
     for (const subscriber of nodes) {
       if (subscriber === mark.node) continue
       await waitUntil(
-        `${subscriber.name} has everything of ${mark.node.name} up to ${mark.lsn}`,
+        `${subscriber.name} has everything of ${mark.node.name}`,
         async () => {
-          const [row] = await subscriber.query<{ done: boolean }>(
-            'select pg_replication_origin_progress(sterna.origin_name($1), false) >= $2::pg_lsn as done',
-            [mark.id, mark.lsn],
+          const [row] = await subscriber.query<{ requests: bigint }>(
+            'select requests from sterna.sync_event where node_id = $1',
+            [mark.id],
           )
-          return row?.done === true
+          return row !== undefined && row.requests >= mark.requests
         },
         timeoutMs,
       )

@@ -9,6 +9,8 @@ export interface Relay {
   readonly connectionCount: number
   /** From now on each piece of data arrives that much later, in both directions and in order. */
   setDelay(ms: number): void
+  /** From now on what comes from the target passes through `change`, piece by piece; undefined: as it is. */
+  tamper(change: ((chunk: Buffer) => Buffer) | undefined): void
   /** Drops every connection with a reset and refuses new ones. */
   cut(): void
   /** Keeps and accepts connections, but forwards nothing any more: a cable that was pulled. */
@@ -26,6 +28,7 @@ export async function startRelay(options: {
 }): Promise<Relay> {
   let mode: Mode = 'forward'
   let delayMs = 0
+  let change: ((chunk: Buffer) => Buffer) | undefined
   const open = new Set<Socket>()
 
   const dropAll = (): void => {
@@ -37,7 +40,7 @@ export async function startRelay(options: {
     socket.on('error', () => {})
     socket.on('close', () => open.delete(socket))
   }
-  const pump = (from: Socket, to: Socket): void => {
+  const pump = (from: Socket, to: Socket, fromTarget: boolean): void => {
     // Each piece leaves at its own time and in order; `end` queues like data.
     let lastDue = 0
     let waiting = 0
@@ -55,7 +58,7 @@ export async function startRelay(options: {
     from.on('data', (chunk: Buffer) => {
       later(() => {
         if (mode !== 'forward' || to.destroyed) return
-        if (!to.write(chunk)) from.pause()
+        if (!to.write(fromTarget && change ? change(chunk) : chunk)) from.pause()
       })
     })
     to.on('drain', () => from.resume())
@@ -72,8 +75,8 @@ export async function startRelay(options: {
     const target = connect({ ...options.to, allowHalfOpen: true })
     keep(target)
     target.on('error', () => client.resetAndDestroy())
-    pump(client, target)
-    pump(target, client)
+    pump(client, target, false)
+    pump(target, client, true)
   })
   server.listen(0, '127.0.0.1')
   await once(server, 'listening')
@@ -86,6 +89,9 @@ export async function startRelay(options: {
     },
     setDelay(ms) {
       delayMs = ms
+    },
+    tamper(by) {
+      change = by
     },
     cut() {
       mode = 'cut'
