@@ -125,7 +125,8 @@ describe.each(MATRIX)('an ordinary role on version %s', (version) => {
           and not exists (select from unnest(p.proconfig) as c(entry) where c.entry = 'search_path=pg_catalog, pg_temp')
         order by 1`,
     )
-    expect(rows.map(({ name }) => name)).toEqual(['ddl_apply', 'on_ddl_end', 'on_ddl_start'])
+    const lookAtCallers = ['ddl_apply', 'on_ddl_end', 'on_ddl_start']
+    expect(rows.map(({ name }) => name).filter((name) => !lookAtCallers.includes(name))).toEqual([])
   })
 
   it('its own objects of the same names change nothing', async () => {
