@@ -46,7 +46,9 @@ export async function systemProgram(name: string): Promise<string | undefined> {
   const { access, constants, readdir } = await import('node:fs/promises')
   const versions = await readdir('/usr/lib/postgresql').catch(() => [])
   const directories = [
-    ...versions.toSorted((a, b) => Number(a) - Number(b)).map((version) => `/usr/lib/postgresql/${version}/bin`),
+    ...versions
+      .toSorted((a, b) => Number(a) - Number(b))
+      .map((version) => `/usr/lib/postgresql/${version}/bin`),
     ...(process.env['PATH'] ?? '').split(':'),
   ]
   for (const directory of directories) {

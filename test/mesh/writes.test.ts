@@ -93,7 +93,9 @@ describe.skipIf(layout.missing !== null)(`writes on several nodes, ${layout.name
     heal(mesh, n1, n2)
     await mesh.settle()
     for (const node of nodes)
-      expect(await node.query('select v from item where id = 100'), `on ${node.name}`).toEqual([{ v: 'second' }])
+      expect(await node.query('select v from item where id = 100'), `on ${node.name}`).toEqual([
+        { v: 'second' },
+      ])
     await waitUntil(
       'one insert_exists is shown',
       async () => (await conflictCount(nodes, 'insert_exists')) === before + 1,
