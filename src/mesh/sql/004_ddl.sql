@@ -34,7 +34,7 @@ begin
     v_rest := substr(v_rest, length(v_before) + 1);
     exit when v_rest = '';
     if v_rest like '''%' then
-      if v_done ~* '(^|[^[:alnum:]_$\u0080-\uffff])e$' then
+      if right(v_done, 2) ~* '(^|[^[:alnum:]_$\u0080-\uffff])e$' then
         v_token := substring(v_rest from '^''(?:[^''\\]|''''|\\.)*(?:''\s*\n\s*''(?:[^''\\]|''''|\\.)*)*''?');
       else
         v_token := substring(v_rest from '^''[^'']*''?');
@@ -57,7 +57,7 @@ begin
       v_token := '';
       v_done := v_done || ' ';
     elsif v_rest ~ '^\$(?:[[:alpha:]_\u0080-\uffff][[:alnum:]_\u0080-\uffff]*)?\$'
-          and v_done !~ '[[:alnum:]_$\u0080-\uffff]$' then
+          and right(v_done, 1) !~ '[[:alnum:]_$\u0080-\uffff]' then
       v_token := substring(v_rest from '^\$[^$]*\$');
       if strpos(substr(v_rest, length(v_token) + 1), v_token) = 0 then
         v_token := v_rest;
@@ -169,14 +169,16 @@ begin
   for v_column in
     select a.attname, a.attidentity
       from pg_catalog.pg_attribute a
-      left join pg_catalog.pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
+      join pg_catalog.pg_type t on t.oid = a.atttypid
+      left join pg_catalog.pg_attrdef f on f.adrelid = a.attrelid and f.adnum = a.attnum
+      cross join lateral coalesce(f.adbin, t.typdefaultbin) as d(expression)
      where a.attrelid = relation and a.attnum > 0 and not a.attisdropped and a.attgenerated = ''
        and a.attname = any (sterna.ddl_added_columns(words))
        and age(a.xmin) <= age(pg_current_xact_id()::xid)
        and (a.attidentity <> ''
-            or d.adbin::text ~ 'SQLVALUEFUNCTION|NEXTVALUEEXPR'
-            or exists (select from regexp_matches(d.adbin::text, ':(?:funcid|opfuncid) (\d+)', 'g') f
-                         join pg_catalog.pg_proc p on p.oid = f[1]::oid where p.provolatile <> 'i'))
+            or d.expression::text ~ 'SQLVALUEFUNCTION|NEXTVALUEEXPR'
+            or exists (select from regexp_matches(d.expression::text, ':(?:funcid|opfuncid) (\d+)', 'g') m
+                         join pg_catalog.pg_proc p on p.oid = m[1]::oid where p.provolatile <> 'i'))
   loop
     execute format('select exists (select from %s)', relation::regclass) into v_has_rows;
     if v_has_rows then
@@ -192,8 +194,8 @@ begin
 end $$;
 
 -- Before the work is done: nothing that runs concurrently can be replicated, and its end would be too late to refuse.
-create function sterna.ddl_starts(tag text, search_path text) returns void
-language plpgsql set search_path = pg_catalog, pg_temp as $$
+create function sterna.ddl_starts(tag text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp set standard_conforming_strings = on as $$
 begin
   if sterna.ddl_captured() and position('CONCURRENTLY' in upper(current_query())) > 0
      and 'CONCURRENTLY' = any (sterna.ddl_words(current_query())) then
@@ -204,7 +206,7 @@ end $$;
 
 -- During ALTER TABLE, before the table is written anew.
 create function sterna.ddl_rewrites(relation oid) returns void
-language plpgsql set search_path = pg_catalog, pg_temp as $$
+language plpgsql set search_path = pg_catalog, pg_temp set standard_conforming_strings = on as $$
 begin
   if sterna.ddl_captured() then
     perform sterna.ddl_refuse_unequal_defaults(relation, sterna.ddl_words(current_query()));
@@ -212,14 +214,13 @@ begin
 end $$;
 
 -- Captures the statement that is executing, or refuses it, or leaves it alone.
-create function sterna.ddl_capture(event text, tag text, search_path text) returns void
-language plpgsql set search_path = pg_catalog, pg_temp as $$
+create function sterna.ddl_capture(event text, tag text, search_path text, standard_strings text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp set standard_conforming_strings = on as $$
 declare
   v_objects integer;
   v_temporary integer := 0;
-  v_command text := current_query();
+  v_command text := coalesce(current_query(), '');
   v_words text[];
-  v_statement text;
   v_role text := current_setting('role');
   v_table oid;
 begin
@@ -250,14 +251,14 @@ begin
   if v_words[2] = 'EXTENSION' and v_words[1] in ('CREATE', 'ALTER', 'DROP') and tag not like '% EXTENSION' then
     return;
   end if;
-  if not sterna.ddl_is_single(v_words) then
-    raise exception '% is one of several statements in one string, and is not replicated', tag
-      using errcode = 'ST201', hint = 'Send every statement by itself. ' || sterna.ddl_by_hand();
-  end if;
   if tag in ('GRANT', 'REVOKE', 'ALTER DEFAULT PRIVILEGES', 'SECURITY LABEL', 'IMPORT FOREIGN SCHEMA')
      or tag ~ ' (FOREIGN DATA WRAPPER|SERVER|USER MAPPING|FOREIGN TABLE|LANGUAGE|ACCESS METHOD|TRANSFORM)$' then
     raise warning '% is not replicated: run it on each node too', tag;
     return;
+  end if;
+  if not sterna.ddl_is_single(v_words) then
+    raise exception '% is one of several statements in one string, and is not replicated', tag
+      using errcode = 'ST201', hint = 'Send every statement by itself. ' || sterna.ddl_by_hand();
   end if;
   if tag in ('CREATE TABLE AS', 'SELECT INTO') then
     raise exception '% is not replicated', tag
@@ -265,8 +266,13 @@ begin
             hint = 'Create the table first, then insert into it: both are replicated. ' || sterna.ddl_by_hand();
   end if;
   -- The text is the client's: it says what to do on other nodes only if it is itself the statement that is executing.
-  v_statement := md5(concat_ws(' ', pg_current_xact_id(), statement_timestamp(), v_command));
-  if not sterna.ddl_matches_tag(v_words, tag) or current_setting('sterna.ddl_statement', true) = v_statement then
+  -- It is so once: what was queued for the same statement of this transaction (no commit timestamp yet) was nested in it.
+  if not sterna.ddl_matches_tag(v_words, tag)
+     or exists (select from (select q.command, q.queued_at, q.xmin as version
+                               from sterna.local_node l join sterna.ddl_queue q on q.node_id = l.node_id
+                              order by q.ddl_id desc limit 20) q
+                 where q.command = v_command and q.queued_at >= statement_timestamp()
+                   and pg_xact_commit_timestamp(q.version) is null) then
     raise exception '% inside of another statement is not replicated', tag
       using errcode = 'ST202', detail = 'It was executed by a function, a procedure or a DO block.',
             hint = 'Run it as a statement of its own. ' || sterna.ddl_by_hand();
@@ -279,7 +285,7 @@ begin
     raise exception '% of temporary and other objects at once is not replicated', tag
       using errcode = 'ST209', hint = 'Drop the temporary ones by a statement of their own.';
   end if;
-  if not current_setting('standard_conforming_strings')::boolean and strpos(v_command, '\') > 0 then
+  if standard_strings <> 'on' and strpos(v_command, '\') > 0 then
     raise exception '% with a backslash is not replicated while standard_conforming_strings is off', tag
       using errcode = 'ST210', hint = 'set standard_conforming_strings = on; write E''...'' where backslashes escape.';
   end if;
@@ -295,7 +301,6 @@ begin
     end loop;
   end if;
 
-  perform set_config('sterna.ddl_statement', v_statement, true);
   insert into sterna.ddl_queue (node_id, ddl_id, role_name, search_path, command_tag, command)
   select l.node_id, nextval('sterna.ddl_id'), case when v_role = 'none' then session_user::text else v_role end,
          ddl_capture.search_path, tag, v_command
@@ -303,8 +308,8 @@ begin
 end $$;
 
 -- Looks after what a statement created or changed: tables join the set that fits their key, sequences are interleaved.
-create function sterna.ddl_bookkeeping() returns void
-language plpgsql set search_path = pg_catalog, pg_temp set sterna.bookkeeping = on set sterna.ddl_replication = off as $$
+create function sterna.ddl_bookkeeping(tag text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp set standard_conforming_strings = on set sterna.bookkeeping = on set sterna.ddl_replication = off as $$
 declare
   v_relation record;
 begin
@@ -319,6 +324,11 @@ begin
       select t.relid from touched t
       union select p.relid from touched t, pg_partition_tree(t.relid) p
       union select a.relid from touched t, pg_partition_ancestors(t.relid) a
+      -- A detached partition is not named by the event; it is in no set.
+      union
+      select c.oid from pg_catalog.pg_class c
+       where tag = 'ALTER TABLE' and c.relkind in ('r', 'p') and not c.relispartition
+         and not exists (select from pg_catalog.pg_publication_rel r where r.prrelid = c.oid)
     ), all_relations as (
       select t.relid from tables t
       union
@@ -340,12 +350,27 @@ begin
       perform sterna.table_auto_join(v_relation.oid);
     end if;
   end loop;
+  -- A table that became a partition is published with the table above it; by itself it would stay behind when that one's
+  -- key goes, and refuse updates.
+  for v_relation in
+    select r.prrelid, p.pubname
+      from pg_catalog.pg_publication p
+      join pg_catalog.pg_publication_rel r on r.prpubid = p.oid
+      join pg_catalog.pg_class c on c.oid = r.prrelid and c.relispartition
+     where tag = 'ALTER TABLE' and p.pubname in ('sterna_default', 'sterna_default_insert_only')
+       and exists (select from pg_partition_ancestors(c.oid) a
+                     join pg_catalog.pg_publication_rel o on o.prrelid = a.relid
+                     join pg_catalog.pg_publication q on q.oid = o.prpubid
+                    where a.relid <> c.oid and q.pubname in ('sterna_default', 'sterna_default_insert_only'))
+  loop
+    execute format('alter publication %I drop table only %s', v_relation.pubname, v_relation.prrelid::regclass);
+  end loop;
 end $$;
 
 -- The same after something was dropped. The table whose key went with an index or a column is not named by the event:
 -- all tables that are published with updates and lost their key are looked at.
 create function sterna.ddl_drop_bookkeeping() returns void
-language plpgsql set search_path = pg_catalog, pg_temp set sterna.bookkeeping = on set sterna.ddl_replication = off as $$
+language plpgsql set search_path = pg_catalog, pg_temp set standard_conforming_strings = on set sterna.bookkeeping = on set sterna.ddl_replication = off as $$
 declare
   v_table oid;
 begin
@@ -364,16 +389,20 @@ begin
   end loop;
 end $$;
 
--- The event trigger functions. They are security definer, and have no search_path of their own, which would hide the one
--- of the caller: so they do nothing but call, every name qualified, no operator and no type that the caller could replace.
-create function sterna.on_ddl_start() returns event_trigger language plpgsql security definer as $$
+-- The event trigger functions. What they call has standard_conforming_strings set as well, since the constants in a function
+-- are read under the setting of the session that first calls it.
+create function sterna.on_ddl_start() returns event_trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
-  perform sterna.ddl_starts(tg_tag, pg_catalog.current_setting('search_path'));
+  perform sterna.ddl_starts(tg_tag);
 end $$;
 
+-- No search_path of its own, which would hide the one of the caller: so it does nothing but call, every name qualified, no
+-- operator and no type that the caller could replace.
 create function sterna.on_ddl_end() returns event_trigger language plpgsql security definer as $$
 begin
-  perform sterna.ddl_capture(tg_event, tg_tag, pg_catalog.current_setting('search_path'));
+  perform sterna.ddl_capture(tg_event, tg_tag, pg_catalog.current_setting('search_path'),
+                             pg_catalog.current_setting('standard_conforming_strings'));
 end $$;
 
 create function sterna.on_table_rewrite() returns event_trigger
@@ -386,7 +415,7 @@ create function sterna.on_ddl_end_always() returns event_trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
   if coalesce(current_setting('sterna.bookkeeping', true), '') <> 'on' then
-    perform sterna.ddl_bookkeeping();
+    perform sterna.ddl_bookkeeping(tg_tag);
   end if;
 end $$;
 

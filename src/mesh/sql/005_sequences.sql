@@ -12,9 +12,9 @@ create table sterna.sequence_layout (
   residue integer not null
 );
 
--- The setting sequence_stride; 1 leaves sequences alone.
+-- The setting sequence_stride; 1 leaves sequences alone. Security definer because view sequences is for everyone.
 create function sterna.sequence_stride() returns integer
-language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp set standard_conforming_strings = on as $$
 declare
   v_stride text := (select s.value from sterna.setting s where s.name = 'sequence_stride');
 begin
@@ -67,8 +67,8 @@ declare
   v_increment bigint;
   v_start bigint;
   v_old_start numeric;
+  v_new_start numeric;
   v_next numeric;
-  v_on_residue boolean;
 begin
   select q.seqincrement, q.seqstart, q.seqmin, q.seqmax, q.seqcycle into v_sequence
     from pg_catalog.pg_sequence q join pg_catalog.pg_class k on k.oid = q.seqrelid
@@ -96,16 +96,18 @@ begin
     return;
   end if;
 
+  v_new_start := sterna.sequence_value(v_increment, v_start, v_stride, v_residue, v_start);
   execute format('select s.last_value, s.is_called from %s s', relation::regclass) into v_state;
-  v_next := sterna.sequence_value(v_increment, v_start, v_stride, v_residue,
-                                  v_state.last_value + case when v_state.is_called then sign(v_increment)::integer else 0 end);
-  v_on_residue := sterna.sequence_value(v_increment, v_start, v_stride, v_residue, v_state.last_value) = v_state.last_value;
-  v_old_start := sterna.sequence_value(v_increment, v_start, v_stride, v_residue, v_start);
-  if v_sequence.seqincrement <> v_increment * v_stride or v_sequence.seqstart <> v_old_start then
-    execute format('alter sequence %s increment by %s start with %s', relation::regclass, v_increment * v_stride, v_old_start);
-  end if;
-  if not v_on_residue then
-    if v_next between v_sequence.seqmin and v_sequence.seqmax then
+  if v_sequence.seqincrement <> v_increment * v_stride or v_sequence.seqstart <> v_new_start
+     or sterna.sequence_value(v_increment, v_start, v_stride, v_residue, v_state.last_value) <> v_state.last_value then
+    -- This also locks out nextval(), so that no value is given out between reading last_value and the restart.
+    execute format('alter sequence %s increment by %s start with %s', relation::regclass, v_increment * v_stride, v_new_start);
+    execute format('select s.last_value, s.is_called from %s s', relation::regclass) into v_state;
+    v_next := sterna.sequence_value(v_increment, v_start, v_stride, v_residue,
+                                    v_state.last_value + case when v_state.is_called then sign(v_increment)::integer else 0 end);
+    if sterna.sequence_value(v_increment, v_start, v_stride, v_residue, v_state.last_value) = v_state.last_value then
+      null;
+    elsif v_next between v_sequence.seqmin and v_sequence.seqmax then
       execute format('alter sequence %s restart with %s', relation::regclass, v_next);
     else
       -- No value is left for this node: the next call says so.
@@ -203,8 +205,9 @@ grant select on sterna.sequences to public;
 
 -- Owned sequences of which a later value is in the table already, on this node's residue: an insert will fail. At most
 -- 10,000 rows after the last value and as many at the end of the table are looked at, by an index; columns without one are left out.
+-- Remedy: select sterna.sequences_skip_taken().
 create function sterna.sequence_collisions(out schema_name name, out sequence_name name, out owned_by text,
-                                           out last_value bigint, out taken_value numeric, out remedy text) returns setof record
+                                           out last_value bigint, out taken_value bigint, out last_taken bigint) returns setof record
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_variable
 declare
@@ -228,7 +231,7 @@ begin
     v_ascending := case when v_sequence.seqincrement > 0 then 'asc' else 'desc' end;
     v_descending := case when v_sequence.seqincrement > 0 then 'desc' else 'asc' end;
     execute format($q$
-      select (array_agg(c.value order by c.value %4$s))[1]
+      select (array_agg(c.value order by c.value %4$s))[1], (array_agg(c.value order by c.value %5$s))[1]
         from ((select t.%2$I as value from %1$s t where t.%2$I %3$s $1 order by t.%2$I %4$s limit 10000)
               union all
               (select t.%2$I from %1$s t where t.%2$I %3$s $1 order by t.%2$I %5$s limit 10000)) c
@@ -236,15 +239,12 @@ begin
       v_sequence.owner_relid::regclass, v_sequence.owner_column,
       case when v_sequence.seqincrement > 0 then '>' else '<' end || case when v_state.is_called then '' else '=' end,
       v_ascending, v_descending)
-      into taken_value using v_state.last_value, v_sequence.seqincrement;
+      into taken_value, last_taken using v_state.last_value, v_sequence.seqincrement;
     if taken_value is not null then
       schema_name := v_sequence.schema_name;
       sequence_name := v_sequence.sequence_name;
       owned_by := v_sequence.owner_relid::regclass || '.' || quote_ident(v_sequence.owner_column);
       last_value := v_state.last_value;
-      remedy := format('select setval(%L, (select %s(%I) from %s)); select sterna.sequences_realign();', v_sequence.relid::regclass,
-                       case when v_sequence.seqincrement > 0 then 'max' else 'min' end, v_sequence.owner_column,
-                       v_sequence.owner_relid::regclass);
       return next;
     end if;
   end loop;
@@ -273,6 +273,27 @@ begin
   return v_changed;
 end $$;
 
+-- Moves every sequence that sequence_collisions() finds past the values in its table.
+create function sterna.sequences_skip_taken(interleave boolean default true) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  v_collision record;
+begin
+  for v_collision in
+    select format('%I.%I', c.schema_name, c.sequence_name)::regclass as sequence, c.last_taken from sterna.sequence_collisions() c
+  loop
+    begin
+      perform setval(v_collision.sequence, v_collision.last_taken::bigint);
+    exception when numeric_value_out_of_range then
+      -- The sequence ends before what the table has: it stays a collision.
+      continue;
+    end;
+    if interleave then
+      perform sterna.sequence_interleave(v_collision.sequence);
+    end if;
+  end loop;
+end $$;
+
 -- Raises ST220 where this node and another known one would take the same values.
 create function sterna.check_residues() returns void
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
@@ -298,6 +319,7 @@ begin
   perform sterna.check_residues();
   perform sterna.ddl_attach();
   perform sterna.sequences_realign();
+  perform sterna.sequences_skip_taken();
 end $$;
 
 -- Called before this database stops being one.
@@ -311,6 +333,8 @@ begin
     perform sterna.sequence_restore(v_sequence);
   end loop;
   delete from sterna.sequence_layout;
+  -- The tables have values of all nodes, the sequences know their own.
+  perform sterna.sequences_skip_taken(interleave => false);
 end $$;
 
 do $$
@@ -320,7 +344,7 @@ begin
   for v_function in
     select p.oid::regprocedure from pg_catalog.pg_proc p
      where p.pronamespace = 'sterna'::regnamespace
-       and p.proname in ('sequence_interleave', 'sequence_restore', 'sequence_collisions', 'sequences_realign', 'check_residues',
+       and p.proname in ('sequence_interleave', 'sequence_restore', 'sequence_collisions', 'sequences_realign', 'sequences_skip_taken', 'check_residues',
                          'node_attach', 'node_detach')
   loop
     execute format('revoke all on function %s from public', v_function);
