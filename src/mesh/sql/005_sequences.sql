@@ -109,6 +109,10 @@ begin
       null;
     elsif v_next between v_sequence.seqmin and v_sequence.seqmax then
       execute format('alter sequence %s restart with %s', relation::regclass, v_next);
+      if v_state.is_called and v_next - v_increment::numeric * v_stride between v_sequence.seqmin and v_sequence.seqmax then
+        -- Still in use, so that last_value is shown. After RESTART this is undone by a rollback as well.
+        perform setval(relation::regclass, (v_next - v_increment * v_stride)::bigint, true);
+      end if;
     else
       -- No value is left for this node: the next call says so.
       perform setval(relation::regclass, v_state.last_value, true);
