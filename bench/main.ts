@@ -46,7 +46,7 @@ async function apply(flags: ApplyFlags): Promise<void> {
     console.log(JSON.stringify({ ...head, rows: results }, null, 2))
   } else {
     console.log(
-      `PostgreSQL ${serverVersion}; ${describeMachine()}; load by ${load}; ${flags.rounds} rounds\n`,
+      `PostgreSQL ${serverVersion}; ${describeMachine()}; load by ${load}; rounds: ${flags.rounds}\n`,
     )
     console.log(renderTable(results))
   }

@@ -38,7 +38,7 @@ export function renderRecord(record: RunRecord, machine: string): string {
     '',
     `## ${day} · \`${record.command}\``,
     '',
-    `PostgreSQL ${record.postgres} on both sides; ${machine}; load by ${record.load}; median of ${record.results[0]?.rounds ?? 0} rounds.`,
+    `PostgreSQL ${record.postgres} on both sides; ${machine}; load by ${record.load}; rounds: ${record.results[0]?.rounds ?? 0}.`,
     '',
     renderTable(record.results),
     ...(record.note ? ['', record.note] : []),
