@@ -160,7 +160,7 @@ describe('secrets', () => {
     expect(short.message).toBe(
       'configuration: "http_token" from STERNA_HTTP_TOKEN: it must be 16 to 512 visible ASCII characters',
     )
-    const broken = failureOf({ commandLine: { node: 'n1', dsn: 'host=db password=hunter2 nonsense=1' } })
+    const broken = failureOf({ commandLine: { node: 'n1', dsn: 'host=db nonsense=1 password=hunter2' } })
     expect(broken.message).toBe(
       'configuration: "dsn" from --dsn: connection string: unknown setting "nonsense"',
     )

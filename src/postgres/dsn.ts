@@ -1,4 +1,5 @@
 import { homedir, userInfo } from 'node:os'
+import { join } from 'node:path'
 
 import { SternaError } from '../core/errors.ts'
 
@@ -8,10 +9,14 @@ export type SslMode = (typeof SSL_MODES)[number]
 /** Where and how to connect. A host that starts with `/` is a directory of Unix sockets. */
 export interface ConnectTarget {
   readonly host: string
+  /** The address to connect to instead of looking up `host`, which then only names the server (TLS, messages). */
+  readonly hostAddr?: string
   readonly port: number
   readonly user: string
   readonly database: string
   readonly password?: string
+  /** Where to look for a password when there is none here; the file may be missing. */
+  readonly passFile?: string
   readonly sslMode: SslMode
   readonly sslRootCert?: string
   readonly sslCert?: string
@@ -23,6 +28,8 @@ export interface ConnectTarget {
 }
 
 const DEFAULT_CONNECT_TIMEOUT_MS = 10_000
+/** The longest time a timer takes. */
+const MAX_CONNECT_TIMEOUT_S = 2_000_000
 
 /** libpq's names of the settings we take, and the environment variables that stand in for them. */
 const SETTINGS: Readonly<Record<string, string | undefined>> = {
@@ -32,6 +39,7 @@ const SETTINGS: Readonly<Record<string, string | undefined>> = {
   user: 'PGUSER',
   dbname: 'PGDATABASE',
   password: 'PGPASSWORD',
+  passfile: 'PGPASSFILE',
   sslmode: 'PGSSLMODE',
   sslrootcert: 'PGSSLROOTCERT',
   sslcert: 'PGSSLCERT',
@@ -50,41 +58,55 @@ const SETTINGS: Readonly<Record<string, string | undefined>> = {
   fallback_application_name: undefined,
 }
 
+/** Settings that libpq knows and we do not: their names may be shown in messages, which any other text must not be. */
+const UNSUPPORTED = new Set(
+  'sslpassword sslcertmode sslcrl sslcrldir sslsni sslcompression sslnegotiation sslkeylogfile requiressl requirepeer require_auth ssl_min_protocol_version ssl_max_protocol_version min_protocol_version max_protocol_version krbsrvname gsslib gssdelegation service servicefile replication tcp_user_timeout load_balance_hosts'.split(
+    ' ',
+  ),
+)
+
 /**
  * Parses a connection string, URI or keyword=value, with libpq's defaults and environment variables.
+ * No message repeats any value: with a password that is not escaped, every part may be a piece of it.
  * Source: PostgreSQL docs, "Connection Strings".
  * @throws DSN_INVALID; the message never contains the password
  */
 export function parseDsn(text: string, env: NodeJS.ProcessEnv = process.env): ConnectTarget {
-  const trimmed = text.trim()
-  const given = /^postgres(ql)?:\/\//.test(trimmed) ? parseUri(trimmed) : parseKeywords(trimmed)
-  for (const name of given.keys()) {
-    if (!(name in SETTINGS)) throw invalid(`unknown setting "${name}"`)
-  }
+  const given = readSettings(text)
   const value = (name: string): string | undefined => {
     const variable = SETTINGS[name]
     return given.get(name) ?? (variable === undefined ? undefined : env[variable])
   }
-  const host = value('hostaddr') || value('host') || 'localhost'
-  if (host.includes(',')) throw invalid('several hosts in one connection string are not supported')
-  const port = Number(value('port') || 5432)
-  if (!Number.isInteger(port) || port < 1 || port > 65_535)
-    throw invalid(`port "${value('port')}" is not 1 to 65535`)
-  const sslMode = value('sslmode') || 'prefer'
-  if (!isSslMode(sslMode)) throw invalid(`sslmode "${sslMode}" is none of ${SSL_MODES.join(', ')}`)
+  for (const name of ['channel_binding', 'gssencmode']) {
+    if (value(name) === 'require') throw invalid(`${name}=require is not supported`)
+  }
+  const host = value('host') || value('hostaddr') || 'localhost'
+  if (`${host}${value('hostaddr') ?? ''}`.includes(','))
+    throw invalid('several hosts in one connection string are not supported')
+  const port = value('port') || '5432'
+  if (!/^\d{1,5}$/.test(port) || Number(port) < 1 || Number(port) > 65_535)
+    throw invalid('the port is not a number from 1 to 65535')
+  const sslRootCert = expandHome(value('sslrootcert'))
+  const sslMode = value('sslmode') || (sslRootCert === 'system' ? 'verify-full' : 'prefer')
+  if (!isSslMode(sslMode)) throw invalid(`sslmode is none of ${SSL_MODES.join(', ')}`)
+  if (sslRootCert === 'system' && sslMode !== 'verify-full')
+    throw invalid('sslrootcert=system needs sslmode=verify-full')
   const timeout = Number(value('connect_timeout') || 0)
   if (!Number.isFinite(timeout)) throw invalid('connect_timeout is not a number of seconds')
-  const user = value('user') || userInfo().username
+  const user = value('user') || currentUser()
   return {
     host,
-    port,
+    port: Number(port),
     user,
     database: value('dbname') || user,
     sslMode,
-    connectTimeoutMs: timeout > 0 ? Math.max(timeout, 2) * 1000 : DEFAULT_CONNECT_TIMEOUT_MS,
+    connectTimeoutMs:
+      timeout > 0 ? Math.min(Math.max(timeout, 2), MAX_CONNECT_TIMEOUT_S) * 1000 : DEFAULT_CONNECT_TIMEOUT_MS,
     ...present({
+      hostAddr: value('hostaddr'),
       password: value('password'),
-      sslRootCert: expandHome(value('sslrootcert')),
+      passFile: expandHome(value('passfile')) || (env['HOME'] ? join(env['HOME'], '.pgpass') : undefined),
+      sslRootCert,
       sslCert: expandHome(value('sslcert')),
       sslKey: expandHome(value('sslkey')),
       applicationName: value('application_name'),
@@ -100,10 +122,22 @@ export function addressOf(target: Pick<ConnectTarget, 'host' | 'port' | 'databas
 
 /** A connection string with the password replaced; for output. Text that cannot be parsed is hidden whole. */
 export function maskDsn(text: string): string {
-  if (/^\s*postgres(ql)?:\/\//.test(text)) {
-    return text.replace(/(:\/\/[^:/@]*):.*@/, '$1:********@').replace(/([?&]password=)[^&]*/, '$1********')
+  let given: Map<string, string>
+  try {
+    given = readSettings(text)
+  } catch {
+    return HIDDEN
   }
-  return text.replace(/(\bpassword\s*=\s*)('(?:[^'\\]|\\.)*'|\S+)/g, '$1********')
+  if (isUri(text)) {
+    // Being valid, it has no other @ than the one behind the password.
+    return text
+      .replace(/^(\s*\w+:\/\/[^:@]*):[^@]*@/, `$1:${HIDDEN}@`)
+      .replaceAll(/([?&]password=)[^&]*/g, `$1${HIDDEN}`)
+  }
+  return Array.from(
+    given,
+    ([name, value]) => `${name}=${name === 'password' ? HIDDEN : quoteValue(value)}`,
+  ).join(' ')
 }
 
 /** A URI that psql and any driver takes. */
@@ -113,9 +147,25 @@ export function formatDsn(
   const login =
     encodeURIComponent(target.user) + (target.password ? `:${encodeURIComponent(target.password)}` : '')
   const database = encodeURIComponent(target.database)
-  return target.host.startsWith('/')
-    ? `postgresql://${login}@/${database}?host=${encodeURIComponent(target.host)}&port=${target.port}`
-    : `postgresql://${login}@${target.host}:${target.port}/${database}`
+  if (target.host.startsWith('/'))
+    return `postgresql://${login}@/${database}?host=${encodeURIComponent(target.host)}&port=${target.port}`
+  const host = encodeURIComponent(target.host)
+  return `postgresql://${login}@${target.host.includes(':') ? `[${host.replaceAll('%3A', ':')}]` : host}:${target.port}/${database}`
+}
+
+const HIDDEN = '********'
+
+function quoteValue(value: string): string {
+  return /^[^\s'\\]+$/.test(value) ? value : `'${value.replaceAll(/['\\]/g, '\\$&')}'`
+}
+
+function currentUser(): string {
+  try {
+    return userInfo().username
+  } catch {
+    // The user id of a container may have no name.
+    throw invalid('it names no user, and this process has none')
+  }
 }
 
 function isSslMode(text: string): text is SslMode {
@@ -136,54 +186,83 @@ function present<T extends Record<string, string | undefined>>(fields: T): { [K 
   }
 }
 
+function isUri(text: string): boolean {
+  return /^\s*postgres(ql)?:\/\//.test(text)
+}
+
+/** The settings that a connection string gives, by libpq's names. */
+function readSettings(text: string): Map<string, string> {
+  if (text.includes('\0')) throw invalid('it contains a zero byte')
+  return isUri(text) ? parseUri(text.trim()) : parseKeywords(text)
+}
+
+function checkName(name: string, passwordBefore: boolean): void {
+  if (Object.hasOwn(SETTINGS, name)) return
+  if (UNSUPPORTED.has(name)) throw invalid(`setting "${name}" is not supported`)
+  throw invalid(
+    passwordBefore
+      ? 'it has an unknown setting (or its password has a character that must be escaped)'
+      : `unknown setting "${name}"`,
+  )
+}
+
 function parseUri(text: string): Map<string, string> {
-  const match = /^postgres(?:ql)?:\/\/(?:([^@/?]*)@)?([^/?]*)(?:\/([^?]*))?(?:\?(.*))?$/.exec(text)
+  const match = /^postgres(?:ql)?:\/\/(?:([^@/?]*)@)?([^/?]*)(?:\/([^?]*))?(?:\?([^]*))?$/.exec(text)
   if (!match) throw invalid('it is not a valid postgresql:// URI')
   const [, login = '', place = '', database = '', query = ''] = match
   // Parsed as it stands, a part of the password would become host, port or setting, and so get into messages.
-  if (`${place}${database}`.includes('@') || (match[1] === undefined && text.includes('@'))) {
-    throw invalid('in user, password and database, write @ as %40, / as %2F, ? as %3F')
+  if (text.includes('@') && (match[1] === undefined || text.indexOf('@') !== text.lastIndexOf('@'))) {
+    throw invalid('in user, password, database and settings, write @ as %40, / as %2F, ? as %3F')
   }
   const out = new Map<string, string>()
   const set = (name: string, raw: string): void => {
     if (raw === '') return
+    let value: string
     try {
-      out.set(name, decodeURIComponent(raw))
+      value = decodeURIComponent(raw)
     } catch {
       throw invalid(`"${name}" has a broken %-escape`)
     }
+    // It would end the value on the wire, and what follows would be taken for another setting.
+    if (value.includes('\0')) throw invalid(`"${name}" contains %00`)
+    out.set(name, value)
   }
   const colon = login.indexOf(':')
   set('user', colon < 0 ? login : login.slice(0, colon))
   if (colon >= 0) set('password', login.slice(colon + 1))
-  const hostPort = /^(\[[^\]]*\]|[^:]*)(?::(.*))?$/.exec(place)
-  if (!hostPort) throw invalid('host and port are not of the form host:port')
+  const hostPort = /^(\[[^\]]*\]|[^:[\]]*)(?::(\d*))?$/.exec(place)
+  if (!hostPort) throw invalid('host and port are not of the form host:port or [IPv6 address]:port')
   set('host', (hostPort[1] ?? '').replace(/^\[|\]$/g, ''))
   set('port', hostPort[2] ?? '')
   set('dbname', database)
+  let passwordBefore = colon >= 0
   for (const pair of query.split('&').filter(Boolean)) {
     const equals = pair.indexOf('=')
     if (equals < 0) throw invalid('a setting after the ? has no value')
     const name = pair.slice(0, equals)
-    set(
-      name === 'ssl' ? 'sslmode' : name,
-      name === 'ssl' && pair.slice(equals + 1) === 'true' ? 'require' : pair.slice(equals + 1),
-    )
+    const raw = pair.slice(equals + 1)
+    if (name === 'ssl' && raw === 'true') set('sslmode', 'require')
+    else {
+      checkName(name, passwordBefore)
+      passwordBefore ||= name === 'password'
+      set(name, raw)
+    }
   }
   return out
 }
 
 function parseKeywords(text: string): Map<string, string> {
   const out = new Map<string, string>()
-  const pattern = /\s*([a-z_]+)\s*=\s*(?:'((?:[^'\\]|\\.)*)'|((?:[^\s'\\]|\\.)*))(?=\s|$)/y
+  // As libpq: a value that does not begin with a quote ends at the next space, and may have quotes inside.
+  const pattern = /\s*([a-z_]+)\s*=\s*(?:'((?:[^'\\]|\\[^])*)'|((?!')(?:[^\s\\]|\\[^])*))(?=\s|$)/y
   let at = 0
-  while (at < text.length) {
+  while (text.slice(at).trim() !== '') {
     pattern.lastIndex = at
     const match = pattern.exec(text)
     if (!match) throw invalid('it is neither a postgresql:// URI nor keyword=value text')
-    out.set(match[1]!, (match[2] ?? match[3] ?? '').replaceAll(/\\(.)/g, '$1'))
+    checkName(match[1]!, out.has('password'))
+    out.set(match[1]!, (match[2] ?? match[3] ?? '').replaceAll(/\\([^])/g, '$1'))
     at = pattern.lastIndex
-    if (text.slice(at).trim() === '') break
   }
   return out
 }
