@@ -492,6 +492,7 @@ declare
   v_function text;
   v_settings jsonb;
   v_objects text;
+  v_replication text := coalesce(current_setting('sterna.ddl_replication', true), '');
   v_setting record;
 begin
   if not exists (select from pg_catalog.pg_roles r where r.rolname = role_name) then
@@ -529,7 +530,7 @@ begin
   loop
     perform set_config(v_setting.name, v_setting.old_value, false);
   end loop;
-  perform set_config('sterna.bookkeeping', '', false), set_config('sterna.ddl_replication', '', false),
+  perform set_config('sterna.bookkeeping', '', false), set_config('sterna.ddl_replication', v_replication, false),
           set_config('search_path', session_path, false);
 end $$;
 

@@ -62,7 +62,9 @@ describe.each(MATRIX)('DDL on version %s', (version) => {
   const asApply = async (work: () => Promise<void>): Promise<void> => {
     await conn.close()
     conn = await connect()
-    await conn.exec(`set session_replication_role = replica; set search_path = pg_catalog`)
+    await conn.exec(
+      `set session_replication_role = replica; set search_path = pg_catalog; set sterna.ddl_replication = off`,
+    )
     await work().finally(async () => {
       await conn.close()
       conn = await connect()
@@ -393,14 +395,21 @@ describe.each(MATRIX)('DDL on version %s', (version) => {
 
         await conn.exec('begin')
         await attempt(
-          'set search_path = public; set datestyle = german; set sterna.bookkeeping = on; set statement_timeout = 1',
+          'set search_path = public; set datestyle = german; set sterna.bookkeeping = on; set sterna.ddl_replication = on; set statement_timeout = 1',
         )
         await conn.exec('commit')
         expect(
           await conn.row(`select current_setting('search_path') as path, current_setting('datestyle') as dates,
-            current_setting('sterna.bookkeeping') as bookkeeping, current_setting('statement_timeout') as timeout,
+            current_setting('sterna.bookkeeping') as bookkeeping, current_setting('sterna.ddl_replication') as ddl, current_setting('statement_timeout') as timeout,
             current_setting('session_replication_role') as mode`),
-        ).toEqual({ path: 'pg_catalog', dates: 'ISO, YMD', bookkeeping: '', timeout: '0', mode: 'replica' })
+        ).toEqual({
+          path: 'pg_catalog',
+          dates: 'ISO, YMD',
+          bookkeeping: '',
+          ddl: 'off',
+          timeout: '0',
+          mode: 'replica',
+        })
       })
       expect(await conn.row(`select rolsuper from pg_roles where rolname = 'attacker'`)).toEqual({
         rolsuper: false,
