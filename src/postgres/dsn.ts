@@ -124,6 +124,7 @@ export function addressOf(target: Pick<ConnectTarget, 'host' | 'port' | 'databas
 export function maskDsn(text: string): string {
   let given: Map<string, string>
   try {
+    parseDsn(text, { PGUSER: 'unknown' })
     given = readSettings(text)
   } catch {
     return HIDDEN
