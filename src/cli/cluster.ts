@@ -17,8 +17,8 @@ const FIRST_HTTP_PORT = 7101
 const AGENTS_READY_MS = 120_000
 
 interface CreateOptions {
-  readonly node: readonly string[]
-  readonly region: readonly string[]
+  readonly node?: readonly string[]
+  readonly region?: readonly string[]
   readonly startAgents?: boolean
   readonly httpPort: number
   readonly json?: boolean
@@ -32,16 +32,12 @@ export function clusterCommand(): Command {
 }
 
 function createCommand(): Command {
-  const collect = (value: string, before: readonly string[]): string[] => [...before, value]
+  const collect = (value: string, before: readonly string[] = []): string[] => [...before, value]
   return new Command('create')
     .description('make existing servers, PostgreSQL 15 to 18 in any mix, one multi-active database')
     .argument('<name>', 'name of the cluster')
-    .addOption(
-      new Option('--node <name=dsn>', 'a node; give it for each').argParser(collect).default([], 'none'),
-    )
-    .addOption(
-      new Option('--region <name=region>', 'where a node lives').argParser(collect).default([], 'none'),
-    )
+    .addOption(new Option('--node <name=dsn>', 'a node; give it for each').argParser(collect))
+    .addOption(new Option('--region <name=region>', 'where a node lives').argParser(collect))
     .option('--start-agents', 'run the agents here, in the background, and wait until all replicates')
     .addOption(
       new Option('--http-port <port>', "port of the first agent's HTTP server; the others count up")
@@ -98,8 +94,8 @@ async function runCreate(name: string, options: CreateOptions): Promise<void> {
  * @throws INVALID_VALUE; NODE_NAME_TWICE; NODE_UNKNOWN; DSN_INVALID
  */
 export function nodesOf(options: Pick<CreateOptions, 'node' | 'region'>, env = process.env): MeshNode[] {
-  const regions = new Map(options.region.map((text) => splitPair('--region', text, 'n1=eu-west')))
-  const nodes = options.node.map((text) => {
+  const regions = new Map((options.region ?? []).map((text) => splitPair('--region', text, 'n1=eu-west')))
+  const nodes = (options.node ?? []).map((text) => {
     const [name, dsn] = splitPair('--node', text, 'n1=postgresql://user@host/database')
     return { name, dsn: withPassword(dsn, env), region: regions.get(name) }
   })

@@ -5,7 +5,7 @@ import { connectNode, type MeshNode } from '../mesh/mesh-node.ts'
 import type { PgConnection } from '../postgres/connection.ts'
 import { ServerError } from '../postgres/server-error.ts'
 import type { SqlParam } from '../postgres/text-values.ts'
-import { print, printJson } from './output.ts'
+import { note, print, printJson } from './output.ts'
 import { addTargetOptions, findCluster, nodeNamed, type TargetOptions } from './target.ts'
 
 /** What --on accepts for every node. */
@@ -66,6 +66,37 @@ export async function onEach<T>(
     }
   }
   return results
+}
+
+/** What nodes answered, and which of them could not be asked. */
+export interface Answers<T> {
+  readonly rows: readonly T[]
+  readonly unreachable: readonly { readonly node: string; readonly error: SternaError }[]
+}
+
+/**
+ * Asks several nodes at once and puts their answers together. A node that cannot be reached is told on standard error,
+ * and makes the exit code 5; when none can, its error is thrown.
+ */
+export async function askAll<T>(
+  nodes: readonly MeshNode[],
+  ask: (conn: PgConnection, node: MeshNode) => Promise<readonly T[]>,
+): Promise<Answers<T>> {
+  const outcomes = await Promise.all(
+    nodes.map(async (node) => {
+      try {
+        return { node: node.name, rows: (await onEach([node], ask)).flat(), error: null }
+      } catch (error) {
+        if (!(error instanceof SternaError) || error.exitCode !== 4 || nodes.length === 1) throw error
+        return { node: node.name, rows: [], error }
+      }
+    }),
+  )
+  const unreachable = outcomes.flatMap(({ node, error }) => (error ? [{ node, error }] : []))
+  if (unreachable.length === nodes.length) throw unreachable[0]!.error
+  if (unreachable.length > 0) process.exitCode = 5
+  for (const { node, error } of unreachable) note(`${node}: ${error.message}`)
+  return { rows: outcomes.flatMap(({ rows }) => rows), unreachable }
 }
 
 /** Runs one statement on the nodes that --on names, and says that it is done. */

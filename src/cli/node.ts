@@ -1,6 +1,13 @@
 import { Command } from 'commander'
 
-import { addNodeOptions, nodesToChange, nodesToList, onEach, type OnNodeOptions } from './node-session.ts'
+import {
+  addNodeOptions,
+  askAll,
+  nodesToChange,
+  nodesToList,
+  onEach,
+  type OnNodeOptions,
+} from './node-session.ts'
 import { formatTable, paintFor, print, printJson } from './output.ts'
 
 interface NodeRow {
@@ -23,14 +30,13 @@ function listCommand(): Command {
     .description('list the nodes that each node knows')
     .addHelpText('after', '\nExamples:\n  sterna node list\n  sterna node list --on n2 --json')
     .action(async (options: OnNodeOptions) => {
-      const known = await onEach(await nodesToList(options), async (conn, { name }) => {
-        const { rows } = await conn.query<NodeRow>(
+      const { rows, unreachable } = await askAll(await nodesToList(options), async (conn, { name }) => {
+        const { rows: found } = await conn.query<NodeRow>(
           `select n.node_id, n.node_name::text, n.location, l.node_id is not null as is_local
            from sterna.node n left join sterna.local_node l on l.node_id = n.node_id order by n.node_id`,
         )
-        return rows.map((row) => Object.assign({ on: name }, row))
+        return found.map((row) => Object.assign({ on: name }, row))
       })
-      const rows = known.flat()
       if (options.json)
         return printJson({
           nodes: rows.map((row) => ({
@@ -40,6 +46,7 @@ function listCommand(): Command {
             region: row.location,
             is_local: row.is_local,
           })),
+          unreachable,
         })
       print(
         ...formatTable(

@@ -1,7 +1,7 @@
 import { Command, Option } from 'commander'
 
 import { SternaError } from '../core/errors.ts'
-import { addNodeOptions, change, nodesToList, onEach, type OnNodeOptions } from './node-session.ts'
+import { addNodeOptions, askAll, change, nodesToList, type OnNodeOptions } from './node-session.ts'
 import { formatTable, paintFor, print, printable, printJson } from './output.ts'
 
 const OPERATIONS = ['insert', 'update', 'delete', 'truncate'] as const
@@ -28,12 +28,11 @@ function listCommand(): Command {
     .description('list replication sets and their tables')
     .addHelpText('after', '\nExamples:\n  sterna repset list\n  sterna repset list --on n1 --json')
     .action(async (options: OnNodeOptions) => {
-      const lists = await onEach(await nodesToList(options), async (conn, { name }) => {
-        const { rows } = await conn.query<SetRow>(SETS_SQL)
-        return rows.map((row) => Object.assign({ on: name }, row))
+      const { rows, unreachable } = await askAll(await nodesToList(options), async (conn, { name }) => {
+        const { rows: found } = await conn.query<SetRow>(SETS_SQL)
+        return found.map((row) => Object.assign({ on: name }, row))
       })
-      const rows = lists.flat()
-      if (options.json) return printJson({ replication_sets: rows })
+      if (options.json) return printJson({ replication_sets: rows, unreachable })
       print(
         ...formatTable(
           [{ title: 'on' }, { title: 'set' }, { title: 'replicates' }, { title: 'tables' }],

@@ -1,7 +1,7 @@
 import { Command, Option } from 'commander'
 
 import { parseDsn } from '../postgres/dsn.ts'
-import { addNodeOptions, change, nodesToList, onEach, type OnNodeOptions } from './node-session.ts'
+import { addNodeOptions, askAll, change, nodesToList, type OnNodeOptions } from './node-session.ts'
 import { formatBytes, formatSeconds, formatTable, paintFor, print, printable, printJson } from './output.ts'
 import { findCluster, nodeNamed } from './target.ts'
 
@@ -31,16 +31,15 @@ function listCommand(): Command {
     .description('list subscriptions with their state and lag')
     .addHelpText('after', '\nExamples:\n  sterna sub list\n  sterna sub list --on n2 --json')
     .action(async (options: OnNodeOptions) => {
-      const lists = await onEach(await nodesToList(options), async (conn, { name }) => {
-        const { rows } = await conn.query<SubscriptionRow>(
+      const { rows, unreachable } = await askAll(await nodesToList(options), async (conn, { name }) => {
+        const { rows: found } = await conn.query<SubscriptionRow>(
           `select subscription_name::text, status, provider_node::text, slot_name::text,
              replication_sets::text[], lag_bytes::bigint, lag_seconds::float8
            from sterna.sub_show_status() order by subscription_name`,
         )
-        return rows.map((row) => Object.assign({ on: name }, row))
+        return found.map((row) => Object.assign({ on: name }, row))
       })
-      const rows = lists.flat()
-      if (options.json) return printJson({ subscriptions: rows })
+      if (options.json) return printJson({ subscriptions: rows, unreachable })
       print(
         ...formatTable(
           [

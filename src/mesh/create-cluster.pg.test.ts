@@ -3,6 +3,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { startServers, type ServerVersion, type TestServers } from '../../test/harness/servers.ts'
 import { PgConnection, type Row } from '../postgres/connection.ts'
 import { assignNodeIds, createMesh } from './create-cluster.ts'
+import { examineServers } from './doctor/examine.ts'
 import type { MeshNode } from './mesh-node.ts'
 import { waitForMesh } from './wait-for-mesh.ts'
 
@@ -108,6 +109,23 @@ describe('three servers of different versions', () => {
       expect(await rowsOf(dsn, `select sets, replicates from sterna.tables where table_name = 't'`)).toEqual([
         { sets: ['default'], replicates: 'all' },
       ])
+  })
+
+  it('the doctor knows interleaved sequences: ids of other nodes are no danger, a used one of the own is', async () => {
+    const [n1] = nodes
+    const behind = async (): Promise<unknown[]> =>
+      (await examineServers([n1!])).findings
+        .filter(({ check }) => check.startsWith('sequence'))
+        .map(({ check, object, fix }) => [check, object, fix])
+    await rowsOf(n1!.dsn, 'create table s (id serial primary key)')
+    const [first] = await rowsOf<{ id: number }>(n1!.dsn, 'insert into s default values returning id')
+    await rowsOf(n1!.dsn, `insert into s values (${first!.id + 16 * 100 + 1})`)
+    expect(await behind()).toEqual([])
+    await rowsOf(n1!.dsn, `insert into s values (${first!.id + 16})`)
+    const fix = 'select sterna.sequences_skip_taken();'
+    expect(await behind()).toEqual([['sequence_behind', 'public.s_id_seq', fix]])
+    await rowsOf(n1!.dsn, fix)
+    expect(await behind()).toEqual([])
   })
 
   it('a changed connection string is taken over', async () => {

@@ -4,6 +4,7 @@ import { readTableShapes } from '../schema-compare.ts'
 import { checkClocks, measureClock } from './clock.ts'
 import type { ExaminedServer } from './examined-server.ts'
 import { sortFindings, type Finding } from './finding.ts'
+import { checkSequenceLayout } from './layout-checks.ts'
 import { checkTogether } from './mesh-checks.ts'
 import { readRowCounts } from './row-counts.ts'
 import { checkSequences, readSequenceFacts } from './sequence-checks.ts'
@@ -55,7 +56,11 @@ async function examineServer(node: ConnectedNode, peers: number): Promise<Examin
     const base = { name, address: conn.address, facts, shapes: null, rowCounts: null, clock: null, findings }
     if (facts.majorVersion < OLDEST_MAJOR) return base
     findings.push(...checkTables(name, await readTableFacts(conn)))
-    findings.push(...checkSequences(name, await readSequenceFacts(conn)))
+    findings.push(
+      ...(facts.installed
+        ? await checkSequenceLayout(name, conn)
+        : checkSequences(name, await readSequenceFacts(conn))),
+    )
     const shapes = await readTableShapes(conn)
     const rowCounts = facts.installed ? null : await readRowCounts(conn, shapes)
     return { ...base, shapes, rowCounts, clock: await measureClock(conn, name) }
