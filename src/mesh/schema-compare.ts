@@ -79,21 +79,21 @@ export async function readTableShapes(conn: PgConnection): Promise<TableShape[]>
     return queryTableShapes(conn)
   })
   return rows.map((row) => ({
-    name: `${quoteIfNeeded(row.schema_name)}.${quoteIfNeeded(row.table_name)}`,
+    name: row.table_name,
     columns: new Map(row.columns.map(({ name, ...shape }) => [name, shape])),
     key: row.key,
   }))
 }
 
 interface TableRow {
-  readonly schema_name: string
+  /** Qualified and quoted by the server, which knows the reserved words. */
   readonly table_name: string
   readonly columns: readonly ({ readonly name: string } & ColumnShape)[]
   readonly key: readonly string[] | null
 }
 
 function queryTableShapes(conn: PgConnection): Promise<QueryResult<TableRow>> {
-  return conn.query<TableRow>(`select n.nspname as schema_name, c.relname as table_name,
+  return conn.query<TableRow>(`select quote_ident(n.nspname) || '.' || quote_ident(c.relname) as table_name,
        (select coalesce(pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
             'name', a.attname,
             'type', pg_catalog.format_type(a.atttypid, a.atttypmod) || coalesce(' (' || (
@@ -124,8 +124,8 @@ export const REPLICABLE_TABLE = `c.relkind in ('r', 'p') and not c.relispartitio
     select from pg_catalog.pg_depend d
     where d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass and d.objid = c.oid and d.deptype = 'e')`
 
-/** An identifier as people write it: quoted only where it must be. */
-export function quoteIfNeeded(name: string): string {
+/** A column's name for a message: quoted where it would not be read as it is. */
+function quoteIfNeeded(name: string): string {
   return /^[a-z_][a-z0-9_]*$/.test(name) ? name : quoteIdent(name)
 }
 

@@ -66,6 +66,8 @@ describe('servers that are in order', () => {
 create table child (id serial primary key, parent int references parent);
 insert into child (id) select 5;
 create table nokey (a int not null, unique (a));
+create table "order" ("user" serial primary key);
+insert into "order" values (7);
 create table late (id int, primary key (id) deferrable);
 create table nothing (id int primary key);
 alter table nothing replica identity nothing;
@@ -82,6 +84,7 @@ select setval('small_id_seq', 30000)`,
       'warn replica_identity_nothing n2 public.nothing',
       'warn unlogged_table n2 public.quick',
       'warn sequence_behind n2 public.child_id_seq',
+      'warn sequence_behind n2 public.order_user_seq',
       'warn sequence_near_end n2 public.small_id_seq',
       'info replica_identity_full n2 public.whole',
       'info secondary_unique n2 -',

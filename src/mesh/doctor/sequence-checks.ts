@@ -1,7 +1,5 @@
-import { quoteIdent, quoteQualified } from '../../core/quote.ts'
 import { sqlstateOf } from '../../postgres/server-error.ts'
 import type { PgConnection } from '../../postgres/connection.ts'
-import { quoteIfNeeded } from '../schema-compare.ts'
 import type { Finding } from './finding.ts'
 
 /** A sequence that feeds a column. */
@@ -32,8 +30,7 @@ export async function readSequenceFacts(conn: PgConnection): Promise<SequenceFac
   const { rows } = await conn.query<SequenceRow>(SEQUENCES_SQL)
   const facts: SequenceFacts[] = []
   for (const row of rows) {
-    const table = quoteQualified(row.table_schema, row.table_name)
-    const columnMax = row.indexed ? await greatestValue(conn, table, quoteIdent(row.column_name)) : null
+    const columnMax = row.indexed ? await greatestValue(conn, row.table_name, row.column_name) : null
     facts.push(factsOf(row, columnMax))
   }
   return facts
@@ -45,10 +42,9 @@ function usedPercent({ lastValue, limit, increment }: SequenceFacts): number | n
   return Math.floor((Number(lastValue) / Number(limit)) * 100)
 }
 
+/** Names are quoted by the server, which knows the reserved words. */
 interface SequenceRow {
-  readonly sequence_schema: string
   readonly sequence_name: string
-  readonly table_schema: string
   readonly table_name: string
   readonly column_name: string
   readonly seq_limit: bigint
@@ -59,8 +55,8 @@ interface SequenceRow {
 
 function factsOf(row: SequenceRow, columnMax: bigint | null): SequenceFacts {
   return {
-    sequence: `${quoteIfNeeded(row.sequence_schema)}.${quoteIfNeeded(row.sequence_name)}`,
-    table: `${quoteIfNeeded(row.table_schema)}.${quoteIfNeeded(row.table_name)}`,
+    sequence: row.sequence_name,
+    table: row.table_name,
     column: row.column_name,
     limit: row.seq_limit,
     increment: row.increment,
@@ -70,8 +66,8 @@ function factsOf(row: SequenceRow, columnMax: bigint | null): SequenceFacts {
 }
 
 const SEQUENCES_SQL = `
-  select sn.nspname as sequence_schema, s.relname as sequence_name, n.nspname as table_schema,
-    c.relname as table_name, a.attname as column_name,
+  select quote_ident(sn.nspname) || '.' || quote_ident(s.relname) as sequence_name,
+    quote_ident(n.nspname) || '.' || quote_ident(c.relname) as table_name, quote_ident(a.attname) as column_name,
     least(q.seqmax, case a.atttypid when 21 then 32767 when 23 then 2147483647 else 9223372036854775807 end) as seq_limit,
     q.seqincrement as increment,
     case when pg_catalog.has_sequence_privilege(s.oid, 'SELECT,USAGE')
@@ -89,7 +85,7 @@ const SEQUENCES_SQL = `
     and d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
     and d.deptype in ('a', 'i') and c.relkind in ('r', 'p') and a.atttypid in (20, 21, 23)
     and n.nspname <> 'sterna'
-  order by 1, 2`
+  order by 1`
 
 async function greatestValue(conn: PgConnection, table: string, column: string): Promise<bigint | null> {
   try {
@@ -119,7 +115,7 @@ function checkBehind(server: string, facts: SequenceFacts): Finding[] {
       check: 'sequence_behind',
       server,
       object: sequence,
-      what: `is at ${lastValue ?? 'its start'}, but ${table}.${quoteIfNeeded(column)} already has ${columnMax}: its next values collide`,
+      what: `is at ${lastValue ?? 'its start'}, but ${table}.${column} already has ${columnMax}: its next values collide`,
       fix: `select setval('${sequence.replaceAll("'", "''")}', ${columnMax});`,
     },
   ]
@@ -129,7 +125,7 @@ function checkNearEnd(server: string, facts: SequenceFacts): Finding[] {
   const { sequence, table, column, lastValue, limit } = facts
   const percent = usedPercent(facts)
   if (percent === null || percent < NEAR_END_PERCENT) return []
-  const target = `${table}.${quoteIfNeeded(column)}`
+  const target = `${table}.${column}`
   return [
     {
       severity: 'warn',
@@ -137,7 +133,7 @@ function checkNearEnd(server: string, facts: SequenceFacts): Finding[] {
       server,
       object: sequence,
       what: `has used ${percent} % of what fits into ${target} (${lastValue} of ${limit})`,
-      fix: `alter table ${table} alter column ${quoteIfNeeded(column)} type bigint; alter sequence ${sequence} as bigint;`,
+      fix: `alter table ${table} alter column ${column} type bigint; alter sequence ${sequence} as bigint;`,
     },
   ]
 }

@@ -168,7 +168,8 @@ const DATABASE_SQL = `
     pg_catalog.to_regclass('sterna.local_node') is not null as installed
   from pg_catalog.pg_database d where d.datname = pg_catalog.current_database()`
 
-async function readRole(conn: PgConnection): Promise<RoleFacts> {
+/** Reads what the role of this connection may do. */
+export async function readRole(conn: PgConnection): Promise<RoleFacts> {
   const row = (await conn.row<{
     name: string
     superuser: boolean

@@ -1,5 +1,4 @@
 import type { PgConnection } from '../../postgres/connection.ts'
-import { quoteIfNeeded } from '../schema-compare.ts'
 import type { Finding, Severity } from './finding.ts'
 import { listed } from './server-checks.ts'
 
@@ -56,10 +55,10 @@ const TABLES_SQL = `
               and ((c.relreplident = 'i' and i.indisreplident)
                 or (c.relreplident <> 'i' and i.indisprimary))) as has_key,
     exists (select from pg_catalog.pg_index i where i.indrelid = c.oid and i.indisprimary) as has_primary_key,
-    (select coalesce(pg_catalog.array_agg(k.conname::text order by k.conname), '{}')
+    (select coalesce(pg_catalog.array_agg(quote_ident(k.conname) order by k.conname), '{}')
      from pg_catalog.pg_constraint k
      where k.conrelid = c.oid and k.contype in ('p', 'u') and k.condeferrable) as deferrable,
-    (select min(x.relname::text)
+    (select quote_ident(min(x.relname::text))
      from pg_catalog.pg_index i join pg_catalog.pg_class x on x.oid = i.indexrelid
      where i.indrelid = c.oid and i.indisunique and i.indimmediate and i.indisvalid
        and i.indpred is null and i.indexprs is null
@@ -131,7 +130,7 @@ function checkTable(server: string, table: TableFacts): Finding[] {
         'warn',
         'deferrable_key',
         `has deferrable keys (${table.deferrable.join(', ')}): they are not checked while changes are applied`,
-        `alter table ${table.table} drop constraint ${quoteIfNeeded(table.deferrable[0]!)};  -- and add it again, not deferrable`,
+        `alter table ${table.table} drop constraint ${table.deferrable[0]};  -- and add it again, not deferrable`,
       ),
     )
   if (table.replicaIdentity === 'n')
@@ -151,7 +150,7 @@ function checkTable(server: string, table: TableFacts): Finding[] {
         'has no primary key: only its inserts replicate',
         table.keyCandidate === null
           ? `alter table ${table.table} add column id bigint generated always as identity primary key;`
-          : `alter table ${table.table} replica identity using index ${quoteIfNeeded(table.keyCandidate)};`,
+          : `alter table ${table.table} replica identity using index ${table.keyCandidate};`,
       ),
     )
   if (table.replicaIdentity === 'f')
