@@ -165,6 +165,30 @@ describe('three servers of different versions', () => {
   })
 })
 
+describe('servers without a role "sterna", two nodes on one server', () => {
+  let servers: TestServers
+  beforeAll(async () => {
+    servers = await startServers({ count: 1 })
+  })
+  afterAll(() => servers.stop())
+
+  it('become a mesh all the same', async () => {
+    const { dsn } = servers.nodes[0]!
+    await rowsOf(dsn, `create role boss superuser login password 'boss'`)
+    const boss = dsn.replace('sterna:sterna@', 'boss:boss@')
+    await rowsOf(boss, 'alter role sterna rename to somebody')
+    await rowsOf(boss, 'create database second')
+    const nodes = [
+      { name: 'n1', dsn: boss },
+      { name: 'n2', dsn: boss.replace(/app$/, 'second') },
+    ]
+    await createMesh(nodes, { name: 'one-server' })
+    expect(await rowsOf(nodes[1]!.dsn, 'select subscription_name from sterna.sub_show_status()')).toEqual([
+      { subscription_name: 'sub_n2_n1' },
+    ])
+  })
+})
+
 describe('node ids', () => {
   const nodes = ['a', 'b', 'c'].map((name) => ({ name, dsn: '' }))
   const member = (

@@ -45,7 +45,7 @@ begin
   if not exists (select from pg_catalog.pg_roles r where r.rolname = 'sterna')
      or not exists (select from pg_catalog.pg_roles r where r.rolname = current_user and (r.rolsuper or r.rolname = 'sterna'))
      or exists (select from pg_catalog.pg_db_role_setting s, unnest(s.setconfig) as c(entry)
-                 where s.setrole = 'sterna'::regrole and c.entry like 'search_path=%'
+                 where s.setrole = (select r.oid from pg_catalog.pg_roles r where r.rolname = 'sterna') and c.entry like 'search_path=%'
                    and s.setdatabase in (0, (select d.oid from pg_catalog.pg_database d where d.datname = current_database()))) then
     return;
   end if;
