@@ -32,8 +32,7 @@ function listCommand(): Command {
     .action(async (options: OnNodeOptions) => {
       const { rows, unreachable } = await askAll(await nodesToList(options), async (conn, { name }) => {
         const { rows: found } = await conn.query<NodeRow>(
-          `select n.node_id, n.node_name::text, n.location, l.node_id is not null as is_local
-           from sterna.node n left join sterna.local_node l on l.node_id = n.node_id order by n.node_id`,
+          'select node_id, node_name::text, location, is_local from sterna.nodes order by node_id',
         )
         return found.map((row) => Object.assign({ on: name }, row))
       })

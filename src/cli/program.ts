@@ -9,6 +9,18 @@ export function buildProgram(commands: readonly Command[]): Command {
     .description('ordinary PostgreSQL servers become one multi-active database')
     .version(readVersion(), '-V, --version')
     .enablePositionalOptions()
+    .addHelpText(
+      'after',
+      `
+Examples:
+  sterna up                               # three nodes on this machine
+  sterna sql n1 "select version()"
+  sterna status --watch
+  sterna cluster create shop --node n1=postgresql://me@db1/app --node n2=postgresql://me@db2/app
+  sterna help cluster create
+
+Exit codes: 0 ok, 1 failed, 2 usage, 3 something has to be set up first, 4 unreachable, 5 a part is not well.`,
+    )
   for (const command of commands) program.addCommand(command)
   throwInsteadOfExit(program)
   return program

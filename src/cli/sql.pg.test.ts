@@ -5,7 +5,7 @@ import type { ServerMessage } from '../pgwire/backend.ts'
 import { parseDsn } from '../postgres/dsn.ts'
 import type { ServerError } from '../postgres/server-error.ts'
 import { WireSocket } from '../postgres/wire-socket.ts'
-import { endSession, runScript, type StatementResult } from './sql-session.ts'
+import { cancelStatement, endSession, runScript, type StatementResult } from './sql-session.ts'
 
 let servers: TestServers
 let wire: WireSocket
@@ -63,6 +63,13 @@ it('notices are passed on', async () => {
 it('COPY TO STDOUT gives its data; COPY FROM STDIN is refused and does not hang', async () => {
   expect((await run('copy (values (1, null), (2, $$b$$)) to stdout')).copied).toBe('1\t\\N\n2\tb\n')
   expect((await run('copy t from stdin')).failure?.fields.message).toContain('use psql')
+})
+
+it('a statement is cancelled, and the session goes on', async () => {
+  const sleeping = run('select pg_sleep(60)')
+  await cancelStatement(wire)
+  expect((await sleeping).failure).toMatchObject({ sqlstate: '57014' })
+  expect((await run('select 1')).failure).toBeNull()
 })
 
 it('a connection that ends in the middle rejects', async () => {

@@ -19,7 +19,14 @@ import {
   type Paint,
 } from './output.ts'
 import { splitStatements, type ScriptStatement } from './split-statements.ts'
-import { endSession, locate, runScript, type ScriptHandlers, type StatementResult } from './sql-session.ts'
+import {
+  cancelStatement,
+  endSession,
+  locate,
+  runScript,
+  type ScriptHandlers,
+  type StatementResult,
+} from './sql-session.ts'
 import { addTargetOptions, findCluster, nodeNamed, type TargetOptions } from './target.ts'
 
 /** Types whose values are numbers in JSON: int8, int2, int4, oid, float4, float8, numeric. */
@@ -58,9 +65,12 @@ async function runSql(nodeName: string, statements: string, options: SqlOptions)
   const node = nodeNamed(await findCluster(options), nodeName)
   const sql = statements === '-' ? await text(process.stdin) : statements
   const wire = await WireSocket.open(parseDsn(node.dsn), { applicationName: `sterna ${node.name} sql` })
-  const cancel = (): void =>
-    wire.fail(new SternaError('CONNECTION_LOST', { address: wire.address, reason: 'interrupted' }))
-  process.once('SIGINT', cancel)
+  const onInterrupt = (): void => {
+    // The first Ctrl-C cancels the statement, and its error ends the script; the second does not wait for that.
+    process.once('SIGINT', () => wire.fail(interrupted(wire)))
+    void cancelStatement(wire)
+  }
+  process.once('SIGINT', onInterrupt)
   try {
     const results: StatementResult[] = []
     const paint = paintFor(process.stdout)
@@ -77,9 +87,13 @@ async function runSql(nodeName: string, statements: string, options: SqlOptions)
     else if (failure) note(...errorLines(failure, paintFor(process.stderr)))
     if (failure) process.exitCode = 1
   } finally {
-    process.off('SIGINT', cancel)
+    process.removeAllListeners('SIGINT')
     await endSession(wire)
   }
+}
+
+function interrupted({ address }: WireSocket): SternaError {
+  return new SternaError('CONNECTION_LOST', { address, reason: 'interrupted' })
 }
 
 /** A statement that failed, and where in the script. */

@@ -92,6 +92,7 @@ function show(lines: readonly string[]): void {
   const home = '\u001b[H'
   const restOfLine = '\u001b[K'
   const restOfScreen = '\u001b[J'
-  const fitting = lines.slice(0, Math.max(1, process.stdout.rows - 1))
+  // A terminal that does not know its height says 0.
+  const fitting = process.stdout.rows > 0 ? lines.slice(0, Math.max(1, process.stdout.rows - 1)) : lines
   process.stdout.write(home + fitting.map((line) => `${line}${restOfLine}\n`).join('') + restOfScreen)
 }

@@ -99,28 +99,33 @@ async function discover(dsn: string): Promise<ClusterTarget> {
   const session = await connectNode({ name: '', dsn }, 'discover')
   const { conn } = session
   try {
+    const options = { timeoutMs: DISCOVER_TIMEOUT_MS }
     const present = await conn.row<{ present: boolean }>(
-      `select pg_catalog.to_regclass('sterna.local_node') is not null as present`,
+      `select pg_catalog.to_regclass('sterna.nodes') is not null as present`,
       [],
-      { timeoutMs: DISCOVER_TIMEOUT_MS },
+      options,
     )
-    if (!present?.present) return { name: null, nodes: [{ name: session.target.database, dsn }] }
-    const local = await conn.row<{ node_name: string; location: string | null; cluster: string | null }>(
-      `select n.node_name, n.location, n.info ->> 'cluster' as cluster
-       from sterna.local_node l join sterna.node n on n.node_id = l.node_id`,
+    const local = present?.present
+      ? await conn.row<{ node_name: string; location: string | null; may_see_peers: boolean }>(
+          `select node_name::text, location,
+             pg_catalog.has_table_privilege('sterna.subscription', 'SELECT') as may_see_peers
+           from sterna.nodes where is_local`,
+          [],
+          options,
+        )
+      : undefined
+    if (!local) return { name: null, nodes: [{ name: session.target.database, dsn }] }
+    const self = { name: local.node_name, dsn, region: local.location ?? undefined }
+    if (!local.may_see_peers) return { name: null, nodes: [self] }
+    const cluster = await conn.row<{ name: string | null }>(
+      `select n.info ->> 'cluster' as name from sterna.local_node l join sterna.node n on n.node_id = l.node_id`,
     )
-    const { rows } = await conn.query<{ provider_node_name: string; provider_dsn: string }>(
-      `select provider_node_name, min(provider_dsn) as provider_dsn
+    const { rows } = await conn.query<{ name: string; dsn: string }>(
+      `select provider_node_name::text as name, min(provider_dsn) as dsn
        from sterna.subscription where provider_node_name is not null
        group by provider_node_name order by provider_node_name`,
     )
-    const self = {
-      name: local?.node_name ?? session.target.database,
-      dsn,
-      region: local?.location ?? undefined,
-    }
-    const peers = rows.map((row) => ({ name: row.provider_node_name, dsn: row.provider_dsn }))
-    return { name: local?.cluster ?? null, nodes: [self, ...peers.filter((peer) => peer.name !== self.name)] }
+    return { name: cluster?.name ?? null, nodes: [self, ...rows.filter((peer) => peer.name !== self.name)] }
   } finally {
     await conn.close()
   }
