@@ -41,6 +41,28 @@ export const ERROR_CODES = {
     retry: true,
     exitCode: 4,
   },
+  SERVER_NOT_READY: {
+    message: 'PostgreSQL at {address} takes no connections now: {reason}',
+    cause: 'The server is starting up, recovering after a crash, or shutting down.',
+    action: 'Wait: Sterna tries again. If it lasts, look at the server log.',
+    retry: true,
+    exitCode: 4,
+  },
+  SERVER_TOO_OLD: {
+    message: 'the server at {address} is PostgreSQL {version}, which is too old',
+    cause: 'Sterna needs PostgreSQL 15 or later.',
+    action: 'Upgrade that server (pg_upgrade), or use another one.',
+    retry: true,
+    exitCode: 3,
+  },
+  CONNECTIONS_EXHAUSTED: {
+    message: 'the server at {address} has no free connection: {reason}',
+    cause: 'max_connections is reached there, or the connection limit of the role or the database.',
+    action:
+      'Close sessions that nobody needs, or raise the limit (alter system set max_connections = 200) and restart the server.',
+    retry: true,
+    exitCode: 4,
+  },
   CONNECTION_LOST: {
     message: 'connection to {address} was lost: {reason}',
     cause: 'The server, the network or an administrator ended the connection.',
@@ -293,33 +315,67 @@ export const ERROR_CODES = {
     exitCode: 2,
   },
   TABLE_MISSING: {
-    message: 'table {table} is replicated but does not exist here',
+    message: 'table {table} is replicated from {provider} but does not exist on {node}',
     cause:
       'A change arrived for a table that this node does not have. Nothing is skipped: the subscription waits.',
     action:
-      'Create {table} here with the same columns and key (set sterna.ddl_replication = off first). Applying resumes by itself.',
+      'Create {table} on {node} with the same columns and key (set sterna.ddl_replication = off first). Applying resumes by itself.',
     retry: true,
     exitCode: 3,
   },
   COLUMN_MISSING: {
-    message: 'column {column} of table {table} is replicated but cannot be written here',
+    message:
+      'column {column} of table {table} is replicated from {provider} but {problem} on {node}',
     cause:
       'The schemas differ: the column is missing on this node, or is generated here and not at the provider.',
     action:
-      'Add column {column} to {table} on this node (set sterna.ddl_replication = off first). Applying resumes by itself.',
+      'Add column {column} to {table} on {node} as an ordinary column (set sterna.ddl_replication = off first). Applying resumes by itself.',
     retry: true,
     exitCode: 3,
   },
   KEY_DIFFERS: {
-    message: 'table {table} has key ({local}) here and ({remote}) at the provider',
+    message: 'table {table} has key ({local}) on {node} and ({remote}) on {provider}',
     cause: 'Rows cannot be matched: the primary key or replica identity differs between the nodes.',
     action:
       'Give {table} the same primary key on both nodes (set sterna.ddl_replication = off first). Applying resumes by itself.',
     retry: true,
     exitCode: 3,
   },
+  TYPE_DIFFERS: {
+    message:
+      '{operation} on {table} could not be applied on {node}: {reason} ({sqlstate}); types differ: {columns}',
+    cause: 'A column has another type on this node, and a value from the provider does not fit into it.',
+    action:
+      'Give the column the same type on both nodes (set sterna.ddl_replication = off first). Applying resumes by itself.',
+    retry: true,
+    exitCode: 3,
+  },
+  APPLY_INTERRUPTED: {
+    message: 'applying {operation} on {table} was interrupted on {node}: {reason} ({sqlstate})',
+    cause:
+      'A deadlock with a local transaction, an administrator, or a shutdown ended the transaction. All of it was rolled back.',
+    action: 'Nothing: it is repeated by itself. If it happens often, see what locks {table}.',
+    retry: true,
+    exitCode: 1,
+  },
+  SERVER_OUT_OF_RESOURCES: {
+    message: 'the server of {node} cannot go on with {operation} on {table}: {reason} ({sqlstate})',
+    cause: 'Its disk is full, or memory or another resource is used up. The transaction was rolled back.',
+    action:
+      'Free room on the disk of {node} (or what else the reason names). It is retried with the same data until it succeeds.',
+    retry: true,
+    exitCode: 1,
+  },
+  STILL_IN_USE: {
+    message: 'an earlier session of {subscription} has not ended yet at {address}: {reason}',
+    cause: 'The connection broke, and that server has not noticed yet; its session keeps the slot or the origin.',
+    action:
+      'Wait: it ends by itself, after wal_sender_timeout at the latest, or when the lock it waits for is released.',
+    retry: true,
+    exitCode: 4,
+  },
   APPLY_FAILED: {
-    message: '{operation} on {table} could not be applied: {reason} ({sqlstate})',
+    message: '{operation} on {table} could not be applied on {node}: {reason} ({sqlstate})',
     cause:
       'PostgreSQL refused a change from the provider on this node. The whole transaction was rolled back; nothing is skipped.',
     action:
@@ -328,7 +384,7 @@ export const ERROR_CODES = {
     exitCode: 1,
   },
   DDL_FAILED: {
-    message: 'a replicated schema change could not be applied: {reason} ({sqlstate})',
+    message: 'a replicated schema change could not be applied on {node}: {reason} ({sqlstate})',
     cause: 'A CREATE, ALTER or DROP of another node does not fit the schema of this node.',
     action:
       'Bring the schema here to the state the statement expects (set sterna.ddl_replication = off first). It is retried until it succeeds.',
@@ -351,7 +407,7 @@ export const ERROR_CODES = {
   },
   NODE_IDENTITY_CLASH: {
     message:
-      'the provider of {subscription} calls itself {provider} with id {id}, and so does node {known} here',
+      'the provider of {subscription} calls itself {provider} with id {id}, but known here is node {known}',
     cause: 'Two nodes of one cluster have the same name or id.',
     action:
       'Drop one node and create it again with another name, or with another id in its info: \'{"node_id": 7}\'.',
@@ -407,6 +463,13 @@ export const ERROR_CODES = {
     retry: true,
     exitCode: 3,
   },
+  COMMIT_TIMESTAMPS_OFF: {
+    message: 'the server at {address} has track_commit_timestamp=off',
+    cause: 'Which of two writes to a row is newer is told by their commit timestamps.',
+    action: 'alter system set track_commit_timestamp = on; then restart the server.',
+    retry: true,
+    exitCode: 3,
+  },
   WAL_LEVEL_TOO_LOW: {
     message: 'the server at {address} has wal_level={walLevel}',
     cause: 'Changes can only be decoded from the WAL with wal_level=logical.',
@@ -416,9 +479,9 @@ export const ERROR_CODES = {
   },
   PRIVILEGE_MISSING: {
     message: 'role "{user}" at {address} lacks a privilege: {reason}',
-    cause: 'Replication needs REPLICATION, origin functions, and session_replication_role.',
-    action:
-      'Run "sterna doctor" with this connection string: it lists all that is missing with the commands that grant it.',
+    cause:
+      'Reading from a node needs REPLICATION; applying needs the replication origin functions, session_replication_role and the tables of schema sterna.',
+    action: '{remedy}',
     retry: true,
     exitCode: 3,
   },

@@ -1,6 +1,7 @@
 import { SternaError } from '../core/errors.ts'
 import { LSN_ZERO, type Lsn } from '../core/lsn.ts'
 import { unixMsOf } from '../core/pg-time.ts'
+import { parseBegin, PGOUTPUT } from '../pgwire/pgoutput.ts'
 import type { ConnectTarget } from '../postgres/dsn.ts'
 import { ReplicationStream, type StreamHandler } from '../postgres/replication-stream.ts'
 import { ServerError } from '../postgres/server-error.ts'
@@ -13,6 +14,7 @@ import {
 } from './apply/apply-session.ts'
 import { ConfirmedPosition, type LocalWal } from './apply/confirmed-position.ts'
 import type { LocalClock } from './apply/local-clock.ts'
+import type { FlowNodes } from './apply/table-plan.ts'
 
 const CONFIRM_INTERVAL_MS = 250
 const PING_INTERVAL_MS = 10_000
@@ -25,6 +27,7 @@ export interface FlowOptions {
   readonly slotName: string
   readonly originName: string
   readonly originNodeId: number
+  readonly nodes: FlowNodes
   readonly publications: readonly string[]
   readonly binary: boolean
   /** The provider can leave out what it applied from elsewhere (PostgreSQL 16 and later). */
@@ -33,8 +36,24 @@ export interface FlowOptions {
   readonly clock: LocalClock
   readonly localWal: () => Promise<LocalWal>
   readonly onClockAhead: (aheadMs: number) => void
+  /** Everything that was committed before it is applied and durable here, or does not concern us. */
+  readonly startLsn: Lsn
+  /** Nothing that was committed from here on is taken: the flow ends with UpToReached instead. */
+  readonly upTo: Lsn | undefined
   /** A transaction has been applied. */
   readonly onApplied: () => void
+}
+
+/** Everything before `upTo` is applied and durable; `next` is the position of what came after it. */
+export class UpToReached extends Error {
+  override name = 'UpToReached'
+  readonly upTo: Lsn
+  readonly next: Lsn
+  constructor(upTo: Lsn, next: Lsn) {
+    super('the flow has come to its end')
+    this.upTo = upTo
+    this.next = next
+  }
 }
 
 /** What has happened in a subscription since its agent started; survives reconnects. */
@@ -58,6 +77,7 @@ export class ChangeFlow implements StreamHandler, ApplyHandler {
   #session!: ApplySession
   #stream: ReplicationStream | undefined
   #blocked = false
+  #endingAt: Lsn | undefined
   readonly #backlog: Buffer[] = []
   #fail!: (error: unknown) => void
   #lastPingMs = Date.now()
@@ -98,6 +118,8 @@ export class ChangeFlow implements StreamHandler, ApplyHandler {
         session: this.#session,
         clock: options.clock,
         originNodeId: options.originNodeId,
+        originName: options.originName,
+        nodes: options.nodes,
         binary: options.binary,
         applyDelayMs: options.applyDelayMs,
         signal,
@@ -111,7 +133,7 @@ export class ChangeFlow implements StreamHandler, ApplyHandler {
         {
           slotName: options.slotName,
           applicationName: options.applicationName,
-          startLsn: LSN_ZERO,
+          startLsn: options.startLsn,
           pluginOptions: {
             proto_version: '1',
             publication_names: options.publications.map((name) => `"${name}"`).join(','),
@@ -142,7 +164,11 @@ export class ChangeFlow implements StreamHandler, ApplyHandler {
   }
 
   onKeepalive(walEnd: Lsn, replyRequested: boolean): void {
-    if (this.#session.idle && !this.#applier.inTransaction && !this.#blocked) this.position.onApplied(walEnd)
+    if (this.#session.idle && !this.#applier.inTransaction && !this.#blocked) {
+      const { upTo } = this.#options
+      if (upTo !== undefined && walEnd >= upTo) return this.#endAt(walEnd)
+      this.position.onApplied(walEnd)
+    }
     if (replyRequested) this.#confirm()
   }
 
@@ -163,25 +189,38 @@ export class ChangeFlow implements StreamHandler, ApplyHandler {
         : operation === 'delete'
           ? 'delete_missing'
           : 'update_origin_differs'
-    if (operation === 'truncate' || operation === 'ddl' || operation === 'begin') return
+    if (operation === 'truncate' || operation === 'ddl' || operation === 'finish') return
     this.#counters.conflicts[type] = (this.#counters.conflicts[type] ?? 0) + 1
   }
 
   /** The stream or the session is over. */
   onEnd(error: SternaError, purpose?: Purpose): void {
-    this.#fail(purpose ? applyError(error, purpose) : error)
+    this.#fail(purpose ? applyError(error, purpose, this.#options.nodes.local) : error)
   }
 
   #take(buffer: Buffer, start: number, end: number): void {
     try {
+      const { upTo } = this.#options
+      if (upTo !== undefined && buffer[start] === PGOUTPUT.begin) {
+        const { finalLsn } = parseBegin(buffer, start + 1)
+        if (finalLsn >= upTo) return this.#endAt(finalLsn)
+      }
       const wait = this.#applier.handle(buffer, start, end)
       if (wait) this.#block(wait)
       else if (this.#session.congested)
         this.#block(new Promise((resolve) => this.#session.onceReady(resolve)))
     } catch (error) {
       this.#blocked = true
-      this.#fail(error)
+      this.#fail(streamError(error))
     }
+  }
+
+  /** Takes no more; the flow ends when what was taken is durable. */
+  #endAt(next: Lsn): void {
+    this.#endingAt = next
+    this.#blocked = true
+    this.#stream?.pause()
+    this.#session.flush()
   }
 
   /** Takes nothing more until `wait` resolves; the provider is slowed down through its connection. */
@@ -191,7 +230,7 @@ export class ChangeFlow implements StreamHandler, ApplyHandler {
     this.#session.flush()
     wait.then(
       () => this.#unblock(),
-      (error: unknown) => this.#fail(error),
+      (error: unknown) => this.#fail(streamError(error)),
     )
   }
 
@@ -206,6 +245,11 @@ export class ChangeFlow implements StreamHandler, ApplyHandler {
   }
 
   async #tick(): Promise<void> {
+    const { upTo } = this.#options
+    if (this.#endingAt !== undefined && upTo !== undefined && this.#session.idle) {
+      this.position.onApplied(upTo)
+      if (this.position.confirmed >= upTo) throw new UpToReached(upTo, this.#endingAt)
+    }
     const { applied, confirmed } = this.position
     if (applied > confirmed && this.position.onLocalWal(applied, await this.#options.localWal()))
       this.#confirm()
@@ -234,11 +278,24 @@ export class ChangeFlow implements StreamHandler, ApplyHandler {
   }
 }
 
-/** Puts a server's refusal of a change into the terms of that change. Transient failures stay as they are. */
-function applyError(error: SternaError, { operation, table }: Purpose): SternaError {
-  if (!(error instanceof ServerError) || error.retry || operation === 'begin') return error
-  const facts = { reason: error.fields.message, sqlstate: error.sqlstate }
-  return operation === 'ddl'
-    ? new SternaError('DDL_FAILED', facts, error)
-    : new SternaError('APPLY_FAILED', { operation, table, ...facts }, error)
+/** A message whose fields reach beyond its end was damaged on its way. */
+function streamError(error: unknown): unknown {
+  if (!(error instanceof RangeError)) return error
+  const reason = 'a change is shorter than its fields'
+  return new SternaError('PROTOCOL_VIOLATION', { address: 'the provider', reason }, error)
+}
+
+/** Puts a server's refusal of a change into the terms of that change. */
+function applyError(error: SternaError, purpose: Purpose, node: string): SternaError {
+  const { operation, table, typeDifferences = [] } = purpose
+  if (!(error instanceof ServerError) || operation === 'finish') return error
+  const { sqlstate } = error
+  const facts = { node, operation, table, reason: error.fields.message, sqlstate }
+  if (sqlstate.startsWith('53') || sqlstate.startsWith('58'))
+    return new SternaError('SERVER_OUT_OF_RESOURCES', facts, error)
+  if (error.retry) return new SternaError('APPLY_INTERRUPTED', facts, error)
+  if (operation === 'ddl') return new SternaError('DDL_FAILED', facts, error)
+  if (/^(22|42)/.test(sqlstate) && typeDifferences.length > 0)
+    return new SternaError('TYPE_DIFFERS', { ...facts, columns: typeDifferences.join('; ') }, error)
+  return new SternaError('APPLY_FAILED', facts, error)
 }

@@ -16,7 +16,9 @@ import {
   type LocalNode,
 } from './definitions.ts'
 import type { Log } from './log.ts'
-import type { Alarm, NodeReport, ReportedError } from './report.ts'
+import { requirePrivileges } from './privileges.ts'
+import type { Alarm, NodeReport, ReportedError, SubscriptionReport } from './report.ts'
+import { requireVersion } from './server-version.ts'
 import { cleanSlots } from './slot-cleanup.ts'
 import { writeState } from './state-writer.ts'
 import { Subscription, type SubscriptionSurroundings } from './subscription.ts'
@@ -57,6 +59,8 @@ export class MeshService {
   #clockOffsetMs: number | null = null
   #connected = false
   #lastError: ReportedError | null = null
+  #lastKnown: readonly SubscriptionReport[] = []
+  #cleaning = false
 
   constructor(options: MeshServiceOptions) {
     this.#options = options
@@ -96,10 +100,21 @@ export class MeshService {
       clockOffsetMs: this.#clockOffsetMs,
       connected: this.#connected,
       startedAtMs: this.#startedAtMs,
-      subscriptions: [...this.#running.values()].map(({ subscription }) => subscription.report()),
+      subscriptions: this.#subscriptions(),
       alarms: this.#alarms(),
       lastError: this.#lastError,
     }
+  }
+
+  /** While the own server is away nothing is applied: the last that was known, as down. */
+  #subscriptions(): SubscriptionReport[] {
+    if (this.#lastKnown.length === 0)
+      return [...this.#running.values()].map(({ subscription }) => subscription.report())
+    return this.#lastKnown.map((report) =>
+      report.status === 'disabled'
+        ? report
+        : { ...report, status: 'down', lastError: this.#lastError ?? report.lastError },
+    )
   }
 
   #alarms(): Alarm[] {
@@ -125,6 +140,7 @@ export class MeshService {
       parameters: { 'sterna.ddl_replication': 'off' },
       signal,
     })
+    control.defaultTimeoutMs = CONTROL_QUERY_TIMEOUT_MS
     const lost = new AbortController()
     control.onLost = (error) => lost.abort(error)
     const both = AbortSignal.any([signal, lost.signal])
@@ -152,11 +168,12 @@ export class MeshService {
           reconciledAtMs = Date.now()
           cleanedAtMs = 0
           await this.#reconcile(around, both)
+          this.#lastKnown = []
         }
         await this.#beat(control, around.clock)
         if (Date.now() - cleanedAtMs > CLEANUP_INTERVAL_MS) {
           cleanedAtMs = Date.now()
-          await cleanSlots(control, local, log)
+          this.#cleanUp(control, local, both)
         }
         const woken = new Promise<void>((resolve) => {
           wake = resolve
@@ -167,20 +184,44 @@ export class MeshService {
     } catch (error) {
       throw lost.signal.aborted ? lost.signal.reason : error
     } finally {
+      if (this.#running.size > 0) this.#lastKnown = this.#subscriptions()
       this.#connected = false
       await this.#stopAll()
       await control.close()
     }
   }
 
-  /** @throws SCHEMA_MISSING, NODE_NAME_MISMATCH, AGENT_ALREADY_RUNNING */
+  /** Beside the heartbeat, which must not wait for a provider that does not answer. */
+  #cleanUp(control: PgConnection, local: LocalNode, signal: AbortSignal): void {
+    if (this.#cleaning) return
+    this.#cleaning = true
+    cleanSlots(control, local, this.#options.log, signal)
+      .catch((error: unknown) =>
+        this.#options.log.debug({ reason: messageOf(error) }, 'slots cannot be cleaned up'),
+      )
+      .finally(() => {
+        this.#cleaning = false
+      })
+  }
+
+  /**
+   * @throws SERVER_TOO_OLD, WAL_LEVEL_TOO_LOW, COMMIT_TIMESTAMPS_OFF, PROVIDER_NOT_A_NODE, NODE_NAME_MISMATCH,
+   *   PRIVILEGE_MISSING, AGENT_ALREADY_RUNNING
+   */
   async #identify(control: PgConnection): Promise<LocalNode> {
     const { node, target } = this.#options
     const address = addressOf(target)
-    const installed = await control.row<{ yes: boolean }>(
-      `select to_regclass('sterna.local_node') is not null as yes`,
+    requireVersion(control)
+    const server = await control.row<{ wal_level: string; timestamps: string; installed: boolean }>(
+      `select current_setting('wal_level') as wal_level, current_setting('track_commit_timestamp') as timestamps,
+              exists (select from pg_class c join pg_namespace n on n.oid = c.relnamespace
+                       where n.nspname = 'sterna' and c.relname = 'local_node') as installed`,
     )
-    const local = installed?.yes ? await readLocalNode(control) : null
+    const { wal_level: walLevel, timestamps, installed } = server!
+    if (walLevel !== 'logical') throw new SternaError('WAL_LEVEL_TOO_LOW', { address, walLevel })
+    if (timestamps !== 'on') throw new SternaError('COMMIT_TIMESTAMPS_OFF', { address })
+    if (installed) await requirePrivileges(control, 'agent', target.user)
+    const local = installed ? await readLocalNode(control) : null
     if (!local) throw new SternaError('PROVIDER_NOT_A_NODE', { address })
     if (local.nodeName !== node)
       throw new SternaError('NODE_NAME_MISMATCH', { expected: node, actual: local.nodeName, address })
@@ -215,9 +256,7 @@ export class MeshService {
   /** The heartbeat, and the state for status, in the node's own database. */
   async #beat(control: PgConnection, clock: LocalClock): Promise<void> {
     await this.#measureClock(clock)
-    await control.query('select sterna.heartbeat_write($1)', [this.#options.sternaVersion], {
-      timeoutMs: CONTROL_QUERY_TIMEOUT_MS,
-    })
+    await control.query('select sterna.heartbeat_write($1)', [this.#options.sternaVersion])
     await writeState(control, this.report(), this.#options.httpAddress)
   }
 

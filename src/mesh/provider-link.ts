@@ -1,8 +1,9 @@
+import { assert } from '../core/assert.ts'
 import { SternaError } from '../core/errors.ts'
 import { LSN_ZERO, type Lsn } from '../core/lsn.ts'
 import { PgConnection } from '../postgres/connection.ts'
 import { addressOf, type ConnectTarget } from '../postgres/dsn.ts'
-import { ServerError, sqlstateOf } from '../postgres/server-error.ts'
+import { ServerError } from '../postgres/server-error.ts'
 import {
   lsnAsNumber,
   lsnFromNumeric,
@@ -10,8 +11,12 @@ import {
   type LocalNode,
   type SubscriptionDefinition,
 } from './definitions.ts'
+import { explainRefusal } from './privileges.ts'
+import { requireVersion } from './server-version.ts'
 
-const QUERY_TIMEOUT_MS = 20_000
+const QUERY_TIMEOUT_MS = 10_000
+/** A new slot waits until every transaction that runs at the provider has ended. */
+const CREATE_SLOT_TIMEOUT_MS = 300_000
 
 /** What one look at the provider shows. */
 export interface ProviderSample {
@@ -25,18 +30,23 @@ export interface ProviderSample {
 /** An ordinary connection to a subscription's provider, for everything but the stream itself. */
 export class ProviderLink {
   readonly connection: PgConnection
-  readonly node: LocalNode
   readonly dsn: string
+  readonly #user: string
+  readonly #signal: AbortSignal
+  readonly #onAbort = (): void => this.connection.destroy()
+  #node: LocalNode | undefined
 
-  private constructor(connection: PgConnection, node: LocalNode, dsn: string) {
+  private constructor(connection: PgConnection, dsn: string, user: string, signal: AbortSignal) {
     this.connection = connection
-    this.node = node
     this.dsn = dsn
+    this.#user = user
+    this.#signal = signal
+    signal.addEventListener('abort', this.#onAbort)
   }
 
   /**
    * Connects and makes sure that the provider is the node it should be.
-   * @throws PROVIDER_NOT_A_NODE, WAL_LEVEL_TOO_LOW, SUBSCRIPTION_TO_SELF, NODE_IDENTITY_CLASH, PROVIDER_REPLACED, or
+   * @throws SERVER_TOO_OLD, PROVIDER_NOT_A_NODE, WAL_LEVEL_TOO_LOW, SUBSCRIPTION_TO_SELF, NODE_IDENTITY_CLASH, PROVIDER_REPLACED, or
    *   what connecting throws
    */
   static async open(
@@ -50,7 +60,10 @@ export class ProviderLink {
       applicationName: `sterna ${local.nodeName} monitor`,
       signal,
     })
+    connection.defaultTimeoutMs = QUERY_TIMEOUT_MS
+    const link = new ProviderLink(connection, definition.providerDsn, target.user, signal)
     try {
+      requireVersion(connection)
       const settings = await connection.row<{ wal_level: string; is_node: boolean }>(
         `select current_setting('wal_level') as wal_level, to_regclass('sterna.local_node') is not null as is_node`,
       )
@@ -59,11 +72,18 @@ export class ProviderLink {
       const node = settings.is_node ? await readLocalNode(connection) : null
       if (!node) throw new SternaError('PROVIDER_NOT_A_NODE', { address })
       checkIdentity(definition, local, node)
-      return new ProviderLink(connection, node, definition.providerDsn)
+      link.#node = node
+      return link
     } catch (error) {
-      connection.destroy()
-      throw privilegeError(error, address, target.user)
+      const reason = await explainRefusal(error, connection, 'provider', target.user)
+      await link.close()
+      throw reason
     }
+  }
+
+  get node(): LocalNode {
+    assert(this.#node, 'the link is open')
+    return this.#node
   }
 
   /**
@@ -92,11 +112,21 @@ export class ProviderLink {
       const row = await this.connection.row<{ lsn: string }>(
         `select ${lsnAsNumber('lsn')} as lsn from pg_create_logical_replication_slot($1, 'pgoutput')`,
         [slotName],
+        { timeoutMs: CREATE_SLOT_TIMEOUT_MS },
       )
       return lsnFromNumeric(row!.lsn)
     } catch (error) {
-      throw slotError(error, this.connection.address)
+      throw await this.explain(error)
     }
+  }
+
+  /** What a failure around the slot or the stream means to the operator. */
+  async explain(error: unknown): Promise<unknown> {
+    if (error instanceof ServerError && error.sqlstate === '53400') {
+      const facts = { address: this.connection.address, reason: error.fields.message }
+      return new SternaError('SLOTS_EXHAUSTED', facts, error)
+    }
+    return explainRefusal(error, this.connection, 'provider', this.#user)
   }
 
   /** Drops a slot if it is there. */
@@ -126,7 +156,6 @@ export class ProviderLink {
       `select ${lsnAsNumber('pg_current_wal_lsn()')} as now, (pg_current_wal_lsn() - s.restart_lsn)::float8 as retained, s.wal_status
          from (select) one left join pg_replication_slots s on s.slot_name = $1`,
       [slotName],
-      { timeoutMs: QUERY_TIMEOUT_MS },
     )
     return {
       currentLsn: lsnFromNumeric(row!.now),
@@ -136,6 +165,7 @@ export class ProviderLink {
   }
 
   async close(): Promise<void> {
+    this.#signal.removeEventListener('abort', this.#onAbort)
     await this.connection.close()
   }
 }
@@ -150,7 +180,7 @@ function checkIdentity(definition: SubscriptionDefinition, local: LocalNode, nod
       subscription,
       provider: node.nodeName,
       id: node.nodeId,
-      known: local.nodeName,
+      known: `${local.nodeName} with id ${local.nodeId}, this one`,
     })
   }
   const replaced =
@@ -159,22 +189,4 @@ function checkIdentity(definition: SubscriptionDefinition, local: LocalNode, nod
       node.databaseOid !== definition.providerDatabaseOid ||
       node.nodeId !== definition.providerNodeId)
   if (replaced) throw new SternaError('PROVIDER_REPLACED', { subscription })
-}
-
-function privilegeError(error: unknown, address: string, user: string): unknown {
-  if (sqlstateOf(error) !== '42501') return error
-  return new SternaError(
-    'PRIVILEGE_MISSING',
-    { address, user, reason: (error as ServerError).fields.message },
-    error,
-  )
-}
-
-/** What a failure around a slot means to the operator. */
-export function slotError(error: unknown, address: string): unknown {
-  if (!(error instanceof ServerError)) return error
-  if (error.sqlstate === '53400' || error.sqlstate === '53300') {
-    return new SternaError('SLOTS_EXHAUSTED', { address, reason: error.fields.message }, error)
-  }
-  return privilegeError(error, address, 'of the connection string')
 }

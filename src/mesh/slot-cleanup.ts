@@ -3,24 +3,33 @@ import { PgConnection } from '../postgres/connection.ts'
 import type { LocalNode } from './definitions.ts'
 import type { Log } from './log.ts'
 
+const QUERY_TIMEOUT_MS = 10_000
+
 interface CleanupRow {
   id: bigint
   provider_dsn: string
   slot_name: string
   origin_name: string | null
+  last_error: string | null
 }
 
 /**
  * Drops, at their providers, the slots of subscriptions that were dropped here. What cannot be reached stays on the list
  * with its reason. A slot whose name a subscription uses again is left to that subscription.
  */
-export async function cleanSlots(control: PgConnection, local: LocalNode, log: Log): Promise<void> {
+export async function cleanSlots(
+  control: PgConnection,
+  local: LocalNode,
+  log: Log,
+  signal: AbortSignal,
+): Promise<void> {
   const { rows } = await control.query<CleanupRow>(
-    'select id, provider_dsn, slot_name::text, origin_name from sterna.slot_cleanup order by id',
+    'select id, provider_dsn, slot_name::text, origin_name, last_error from sterna.slot_cleanup order by id',
   )
   for (const row of rows) {
+    if (signal.aborted) return
     try {
-      await dropSlot(row, local)
+      await dropSlot(row, local, signal)
       if (row.origin_name !== null) {
         await control.query(
           `select pg_replication_origin_drop(roname) from pg_replication_origin
@@ -32,18 +41,22 @@ export async function cleanSlots(control: PgConnection, local: LocalNode, log: L
       log.info({ slot: row.slot_name }, 'slot of a dropped subscription dropped')
     } catch (error) {
       log.debug({ slot: row.slot_name, reason: messageOf(error) }, 'slot cannot be dropped yet')
-      await control.query('update sterna.slot_cleanup set last_error = $2 where id = $1', [
-        row.id,
-        messageOf(error),
-      ])
+      // Each update wakes the agent, which would try again at once.
+      if (row.last_error !== messageOf(error))
+        await control.query('update sterna.slot_cleanup set last_error = $2 where id = $1', [
+          row.id,
+          messageOf(error),
+        ])
     }
   }
 }
 
-async function dropSlot(row: CleanupRow, local: LocalNode): Promise<void> {
+async function dropSlot(row: CleanupRow, local: LocalNode, signal: AbortSignal): Promise<void> {
   const provider = await PgConnection.connect(row.provider_dsn, {
     applicationName: `sterna ${local.nodeName} cleanup`,
+    signal,
   })
+  provider.defaultTimeoutMs = QUERY_TIMEOUT_MS
   try {
     await provider.query(
       'select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name = $1',

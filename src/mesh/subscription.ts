@@ -1,5 +1,5 @@
 import { SternaError, messageOf } from '../core/errors.ts'
-import { LSN_ZERO, lsnOf, maxLsn, type Lsn } from '../core/lsn.ts'
+import { formatLsn, LSN_ZERO, lsnOf, maxLsn, type Lsn } from '../core/lsn.ts'
 import type { PgConnection } from '../postgres/connection.ts'
 import { parseDsn, type ConnectTarget } from '../postgres/dsn.ts'
 import { ServerError, sqlstateOf } from '../postgres/server-error.ts'
@@ -7,17 +7,20 @@ import type { LocalWal } from './apply/confirmed-position.ts'
 import type { LocalClock } from './apply/local-clock.ts'
 import { TextTransferNeeded } from './apply/applier.ts'
 import { Backoff, pause } from './backoff.ts'
-import { ChangeFlow, type FlowCounters } from './change-flow.ts'
+import { ChangeFlow, UpToReached, type FlowCounters } from './change-flow.ts'
 import { lsnAsNumber, lsnFromNumeric, type LocalNode, type SubscriptionDefinition } from './definitions.ts'
 import { lagBytes, lagSeconds, type LagFacts } from './lag.ts'
 import type { Log } from './log.ts'
-import { ProviderLink, slotError, type ProviderSample } from './provider-link.ts'
+import { explainRefusal } from './privileges.ts'
+import { ProviderLink, type ProviderSample } from './provider-link.ts'
 import type { ReportedError, SubscriptionReport, SubscriptionStatus } from './report.ts'
 
 const MONITOR_INTERVAL_MS = 1000
 /** A flow that has lasted so long without failing is healthy, even if there was nothing to apply. */
 const HEALTHY_AFTER_MS = 5000
 const CATCHING_UP_SECONDS = 10
+/** What sterna.peer_upsert raises. */
+const IDENTITY_CLASH = 'ST111'
 const INTERNAL_PUBLICATION = 'sterna_internal'
 
 /** What subscriptions share: the node's own server, seen by one connection. */
@@ -58,8 +61,14 @@ export class Subscription {
   #lastError: ReportedError | null = null
   #retryAtMs: number | null = null
   #clockAhead: { readonly ms: number; readonly atMs: number } | undefined
-  /** Sets that were made after our position in the WAL cannot be decoded yet: ask for them once we are past `at`. */
+  /**
+   * Sets that were made after our position in the WAL cannot be decoded yet: stream without them up to `at`, exactly, so
+   * that nothing of them is passed over.
+   */
   #laterSets: { readonly publications: readonly string[]; readonly at: Lsn } | undefined
+  #startLsn: Lsn = LSN_ZERO
+  /** What came next when a stream without later sets had come to its end. */
+  #stoppedAt: Lsn = LSN_ZERO
 
   constructor(definition: SubscriptionDefinition, around: SubscriptionSurroundings) {
     this.#definition = definition
@@ -86,8 +95,11 @@ export class Subscription {
           this.#log.info({}, 'a table needs values as text: streaming again in text')
           continue
         }
-        if (error instanceof SetsChange) {
-          if (error.include) this.#laterSets = undefined
+        if (error instanceof SetsChange) continue
+        if (error instanceof UpToReached) {
+          this.#laterSets = undefined
+          this.#startLsn = error.upTo
+          this.#stoppedAt = error.next
           continue
         }
         const delayMs = this.#backoff.next()
@@ -179,12 +191,21 @@ export class Subscription {
     const link = await ProviderLink.open(target, definition, this.#around.local, signal)
     try {
       this.#providerName = link.node.nodeName
-      const publications = await this.#publications(link)
-      if (!this.#initialized) await this.#initialize(link)
-      await this.#refuseRewound(link)
+      const publications = await this.#prepare(link)
       await this.#flowChanges(link, target, publications, signal)
     } finally {
       await link.close()
+    }
+  }
+
+  async #prepare(link: ProviderLink): Promise<string[]> {
+    try {
+      const publications = await this.#publications(link)
+      if (!this.#initialized) await this.#initialize(link)
+      await this.#refuseRewound(link)
+      return publications
+    } catch (error) {
+      throw await this.#explain(error, link)
     }
   }
 
@@ -198,12 +219,7 @@ export class Subscription {
   async #initialize(link: ProviderLink): Promise<void> {
     const { control, local } = this.#around
     const { node } = link
-    await control.query('select sterna.peer_upsert($1, $2, $3, $4, null, null)', [
-      node.nodeId,
-      node.nodeName,
-      link.dsn,
-      node.location,
-    ])
+    await this.#makeKnown(link)
     const names = await control.row<{ origin: string; slot: string }>(
       'select sterna.origin_name($1) as origin, sterna.slot_name_for($2, $3)::text as slot',
       [node.nodeId, parseDsn(link.dsn).database, this.#definition.name],
@@ -229,25 +245,58 @@ export class Subscription {
     this.#log.info({ provider: node.nodeName, slot, node: local.nodeName }, 'subscription initialized')
   }
 
+  /** @throws NODE_IDENTITY_CLASH */
+  async #makeKnown({ node, dsn }: ProviderLink): Promise<void> {
+    const { control } = this.#around
+    try {
+      await control.query('select sterna.peer_upsert($1, $2, $3, $4, null, null)', [
+        node.nodeId,
+        node.nodeName,
+        dsn,
+        node.location,
+      ])
+    } catch (error) {
+      if (sqlstateOf(error) !== IDENTITY_CLASH) throw error
+      const known = await control.row<{ name: string; id: number }>(
+        'select node_name::text as name, node_id as id from sterna.node where (node_id = $1) <> (node_name = $2) limit 1',
+        [node.nodeId, node.nodeName],
+      )
+      const facts = {
+        subscription: this.#definition.name,
+        provider: node.nodeName,
+        id: node.nodeId,
+        known: known ? `${known.name} with id ${known.id}` : 'another one',
+      }
+      throw new SternaError('NODE_IDENTITY_CLASH', facts, error)
+    }
+  }
+
   async #refuseRewound(link: ProviderLink): Promise<void> {
     const subscription = this.#definition.name
     this.#sample = await link.sample(this.#slotName!)
     if (this.#sample.walStatus === null || this.#sample.walStatus === 'lost') {
       throw new SternaError('SLOT_LOST', { slot: this.#slotName!, subscription })
     }
-    const row = await this.#around.control.row<{ applied: string | null }>(
-      `select ${lsnAsNumber('pg_replication_origin_progress($1, false)')} as applied`,
-      [this.#originName],
+    const { control } = this.#around
+    const row = await control.row<{ applied: string | null; rewound: string | null }>(
+      `select ${lsnAsNumber('pg_replication_origin_progress($1, false)')} as applied, ${lsnAsNumber('s.rewound_lsn')} as rewound
+         from sterna.subscription s where s.sub_name = $2`,
+      [this.#originName, subscription],
     )
-    const applied = row?.applied == null ? null : lsnFromNumeric(row.applied)
-    if (applied !== null && this.#sample.currentLsn < applied) {
-      const facts = {
-        current: this.#sample.currentLsn.toString(16),
-        applied: applied.toString(16),
-        subscription,
-      }
-      throw new SternaError('PROVIDER_REWOUND', facts)
-    }
+    const applied = row?.applied == null ? LSN_ZERO : lsnFromNumeric(row.applied)
+    const rewound = row?.rewound == null ? null : lsnFromNumeric(row.rewound)
+    const { currentLsn } = this.#sample
+    if (rewound === null && currentLsn >= applied) return
+    if (rewound === null)
+      await control.query(
+        "update sterna.subscription set rewound_lsn = '0/0'::pg_lsn + $2::numeric where sub_name = $1",
+        [subscription, currentLsn],
+      )
+    throw new SternaError('PROVIDER_REWOUND', {
+      current: formatLsn(rewound ?? currentLsn),
+      applied: formatLsn(applied),
+      subscription,
+    })
   }
 
   async #flowChanges(
@@ -265,6 +314,7 @@ export class Subscription {
         slotName: this.#slotName!,
         originName: this.#originName,
         originNodeId: link.node.nodeId,
+        nodes: { local: local.nodeName, provider: link.node.nodeName },
         publications,
         binary: this.#binary,
         filterOrigins: link.connection.majorVersion >= 16,
@@ -274,6 +324,8 @@ export class Subscription {
         onClockAhead: (ms) => {
           this.#clockAhead = { ms, atMs: Date.now() }
         },
+        startLsn: this.#startLsn,
+        upTo: this.#laterSets?.at,
         onApplied: () => this.#healthy(),
       },
       this.#counters,
@@ -295,7 +347,8 @@ export class Subscription {
       attempt.abort()
       this.#lastPosition = flow.position
       this.#flow = undefined
-      await monitored
+      // The monitor may wait for an answer that never comes.
+      await Promise.all([link.close(), monitored])
     }
   }
 
@@ -305,7 +358,6 @@ export class Subscription {
     while (!signal.aborted) {
       this.#sample = await link.sample(this.#slotName!)
       if (Date.now() - startedAtMs > HEALTHY_AFTER_MS) this.#healthy()
-      if (this.#laterSets && flow.position.applied >= this.#laterSets.at) throw new SetsChange(true)
       await pause(MONITOR_INTERVAL_MS, signal)
     }
   }
@@ -315,23 +367,17 @@ export class Subscription {
     if (!(error instanceof ServerError)) return error
     const { sqlstate } = error
     const fromProvider = error.facts['address'] === link.connection.address
-    if (sqlstate === '53400' && !fromProvider) {
-      return new SternaError(
-        'ORIGINS_EXHAUSTED',
-        { address: error.facts['address'], reason: error.fields.message },
-        error,
-      )
-    }
-    if (!fromProvider) return error
+    if (sqlstate === '55006') return this.#stillInUse(error)
+    if (!fromProvider) return this.#explainLocal(error)
     const missing = this.#definition.replicationSets
       .map((set) => `sterna_${set}`)
       .filter((name) => error.fields.message.includes(`"${name}"`))
     if (sqlstate === '42704' && missing.length > 0) {
-      // A set that was made later than the WAL that we are reading does not exist for the decoder there.
-      const applied = this.#lastPosition?.applied ?? LSN_ZERO
-      const at = maxLsn(lsnOf(applied + 1n), await link.setsMadeAt(this.#definition.replicationSets))
+      // A set that was made later than the WAL that we are reading does not exist for the decoder there. Where that is
+      // so even for what the last stream without it stopped at (it began before the set was made), that one goes without.
+      const at = maxLsn(lsnOf(this.#stoppedAt + 1n), await link.setsMadeAt(missing.map((name) => name.slice('sterna_'.length))))
       this.#laterSets = { publications: [...missing, ...(this.#laterSets?.publications ?? [])], at }
-      return new SetsChange(false)
+      return new SetsChange()
     }
     if (sqlstate === '42704' || sqlstate === '55000') {
       return new SternaError(
@@ -340,15 +386,24 @@ export class Subscription {
         error,
       )
     }
-    return slotError(error, link.connection.address)
+    return link.explain(error)
+  }
+
+  async #explainLocal(error: ServerError): Promise<unknown> {
+    const { control, localTarget } = this.#around
+    if (error.sqlstate === '53400') {
+      const facts = { address: control.address, reason: error.fields.message }
+      return new SternaError('ORIGINS_EXHAUSTED', facts, error)
+    }
+    return explainRefusal(error, control, 'agent', localTarget.user)
+  }
+
+  #stillInUse(error: ServerError): SternaError {
+    const subscription = this.#definition.name
+    const facts = { subscription, address: error.facts['address'], reason: error.fields.message }
+    return new SternaError('STILL_IN_USE', facts, error)
   }
 }
 
-/** Stream again: with all sets, now that our position is past their making, or without those made later. */
-class SetsChange extends Error {
-  readonly include: boolean
-  constructor(include: boolean) {
-    super('the sets to stream change')
-    this.include = include
-  }
-}
+/** Stream again, without the sets that were made later than what comes next. */
+class SetsChange extends Error {}

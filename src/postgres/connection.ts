@@ -25,6 +25,9 @@ import { ServerError } from './server-error.ts'
 import { formatParam, parseTextValue, type SqlParam, type SqlValue } from './text-values.ts'
 import { WireSocket, type WireOptions } from './wire-socket.ts'
 
+/** A cancelled statement that has not ended after so long: the connection is dead. */
+const CANCEL_GRACE_MS = 3000
+
 export type Row = Record<string, SqlValue>
 
 /** The result of one statement. */
@@ -37,7 +40,7 @@ export interface QueryResult<R = Row> {
 }
 
 export interface QueryOptions {
-  /** Cancels the statement at the server after so long. */
+  /** Cancels the statement at the server after so long; when even that brings no answer, the connection is lost. */
   readonly timeoutMs?: number
 }
 
@@ -61,6 +64,8 @@ export class PgConnection {
   onNotification: (channel: string, payload: string) => void = () => {}
   /** Called once when the connection ends other than by close(). */
   onLost: (error: SternaError) => void = () => {}
+  /** For statements that give no `timeoutMs` of their own; undefined: they may take for ever. */
+  defaultTimeoutMs: number | undefined
   readonly #wire: WireSocket
   readonly #queue: Pending[] = []
   readonly #writer = new MessageWriter(4096)
@@ -179,8 +184,16 @@ export class PgConnection {
     })
     write(this.#writer)
     this.#wire.write(this.#writer.take())
-    if (options.timeoutMs === undefined) return promise
-    const timer = setTimeout(() => void this.cancel(), options.timeoutMs)
+    const timeoutMs = options.timeoutMs ?? this.defaultTimeoutMs
+    if (timeoutMs === undefined) return promise
+    let timer = setTimeout(() => {
+      void this.cancel()
+      const reason = `no answer within ${timeoutMs / 1000} s`
+      timer = setTimeout(
+        () => this.#wire.fail(new SternaError('CONNECTION_LOST', { address: this.address, reason })),
+        CANCEL_GRACE_MS,
+      )
+    }, timeoutMs)
     return promise.finally(() => clearTimeout(timer))
   }
 

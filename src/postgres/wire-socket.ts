@@ -65,7 +65,8 @@ export class WireSocket {
 
   /**
    * Connects, negotiates TLS as `sslMode` asks and logs in.
-   * @throws SERVER_UNREACHABLE, TLS_FAILED, AUTH_FAILED, DATABASE_MISSING, PROTOCOL_VIOLATION, or ServerError
+   * @throws SERVER_UNREACHABLE, SERVER_NOT_READY, TLS_FAILED, AUTH_FAILED, DATABASE_MISSING, CONNECTIONS_EXHAUSTED,
+   *   SLOTS_EXHAUSTED, PROTOCOL_VIOLATION, or ServerError
    */
   static async open(target: ConnectTarget, options: WireOptions): Promise<WireSocket> {
     if (target.sslMode === 'prefer' || target.sslMode === 'allow') {
@@ -390,7 +391,7 @@ function logIn(wire: WireSocket, target: ConnectTarget, options: WireOptions): P
           wire.onClose = () => {}
           return resolve()
         case BACKEND.error:
-          return fail(logInError(wire, target, parseServerMessage(buffer, start, end)))
+          return fail(logInError(wire, target, parseServerMessage(buffer, start, end), options.replication ?? false))
         case BACKEND.notice:
         case BACKEND.negotiateProtocolVersion:
           return
@@ -406,9 +407,23 @@ function authFailed(wire: WireSocket, target: ConnectTarget, reason: string): St
   return new SternaError('AUTH_FAILED', { address: wire.address, user: target.user, reason })
 }
 
-function logInError(wire: WireSocket, target: ConnectTarget, fields: ServerMessage): SternaError {
+function logInError(
+  wire: WireSocket,
+  target: ConnectTarget,
+  fields: ServerMessage,
+  replication: boolean,
+): SternaError {
   if (fields.sqlstate.startsWith('28')) return authFailed(wire, target, fields.message)
   if (fields.sqlstate === '3D000')
     return new SternaError('DATABASE_MISSING', { address: wire.address, database: target.database })
+  if (fields.sqlstate === '57P03') {
+    const facts = { address: wire.address, reason: fields.message }
+    return new SternaError('SERVER_NOT_READY', facts, new ServerError(wire.address, fields))
+  }
+  if (fields.sqlstate === '53300') {
+    const facts = { address: wire.address, reason: fields.message }
+    const code = replication ? 'SLOTS_EXHAUSTED' : 'CONNECTIONS_EXHAUSTED'
+    return new SternaError(code, facts, new ServerError(wire.address, fields))
+  }
   return new ServerError(wire.address, fields)
 }

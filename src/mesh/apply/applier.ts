@@ -1,7 +1,7 @@
 import { assert } from '../../core/assert.ts'
 import { SternaError } from '../../core/errors.ts'
 import type { Lsn } from '../../core/lsn.ts'
-import { pgTimeOf, type PgTime } from '../../core/pg-time.ts'
+import { formatPgTime, pgTimeOf, type PgTime } from '../../core/pg-time.ts'
 import { FRONTEND } from '../../pgwire/frontend.ts'
 import {
   COLUMN_KIND,
@@ -23,8 +23,10 @@ import {
   planTable,
   putSql,
   truncateSql,
+  type FlowNodes,
   type LocalTable,
   type TablePlan,
+  type TypeDifference,
 } from './table-plan.ts'
 
 const DDL_QUEUE = 'sterna.ddl_queue'
@@ -41,6 +43,8 @@ export interface ApplierOptions {
   readonly clock: LocalClock
   /** Node whose transactions these are; its id breaks ties between equal timestamps. */
   readonly originNodeId: number
+  readonly originName: string
+  readonly nodes: FlowNodes
   /** Whether the stream carries binary values. */
   readonly binary: boolean
   readonly signal: AbortSignal
@@ -56,6 +60,8 @@ export interface ApplierOptions {
 interface Table {
   readonly remote: RemoteRelation
   plan: TablePlan | undefined
+  /** Columns whose types differ, in words. */
+  typeDifferences: readonly string[]
   insert: PreparedStatement | undefined
   update: PreparedStatement | undefined
   remove: PreparedStatement | undefined
@@ -79,6 +85,11 @@ export class Applier {
   #skip = false
   #started = false
   #previousLsn: Lsn | null
+  /**
+   * The transaction at which the origin's progress stood when the session began: it counts as applied only if its commit
+   * is found, since a transaction that aborted at its very end moves progress too.
+   */
+  #doubtful = false
   /** Until the local clock is past this the transaction waits. */
   #notBefore: PgTime
 
@@ -139,12 +150,14 @@ export class Applier {
     this.#started = false
     // The slot may repeat what is applied already: after a crash it starts at the last confirmed position.
     this.#skip = this.#previousLsn !== null && begin.finalLsn <= this.#previousLsn
+    this.#doubtful = begin.finalLsn === this.#session.startProgress
+    if (this.#doubtful) this.#skip = false
   }
 
   #onCommit(endLsn: Lsn): void {
     const { finalLsn, commitTime } = this.#current()
     if (this.#started) {
-      this.#session.commit({ finalLsn, endLsn, commitTime, changes: this.#changes })
+      this.#session.commit({ finalLsn, endLsn, commitTime, changes: this.#changes }, this.#previousLsn)
       this.#previousLsn = finalLsn
     } else this.#options.onNothingToApply(endLsn)
     this.#transaction = undefined
@@ -152,37 +165,37 @@ export class Applier {
 
   #onChange(buffer: Buffer, start: number, end: number): Promise<void> | undefined {
     const table = this.#table(buffer.readUInt32BE(start + 1))
-    if (this.#started && table.plan) {
+    if (table.plan && !this.#doubtful && (this.#started || this.#options.clock.isPast(this.#notBefore))) {
+      this.#started = true
       this.#write(table, table.plan, buffer, start)
       return undefined
-    }
-    if (this.#options.clock.isPast(this.#notBefore)) {
-      this.#start()
-      if (table.plan) {
-        this.#write(table, table.plan, buffer, start)
-        return undefined
-      }
     }
     return this.#onChangeSlowly(table, Buffer.from(buffer.subarray(start, end)))
   }
 
   async #onChangeSlowly(table: Table, message: Buffer): Promise<void> {
-    await this.#startWhenPast()
+    if (!(await this.#startWhenPast())) return
     this.#write(table, table.plan ?? (await this.#loadPlan(table)), message, 0)
   }
 
-  async #startWhenPast(): Promise<void> {
-    if (this.#started) return
+  /** Waits until the transaction may be applied; false when it turns out to be applied already. */
+  async #startWhenPast(): Promise<boolean> {
+    if (this.#doubtful) {
+      this.#doubtful = false
+      const { commitTime } = this.#current()
+      const [row] = await this.#session.lookup('select sterna.was_applied($1, $2)', [
+        this.#options.originName,
+        formatPgTime(commitTime),
+      ])
+      if (row?.[0] === 't') this.#skip = true
+    }
+    if (this.#skip) return false
     const { clock, signal, onClockAhead } = this.#options
-    if (!clock.isPast(this.#notBefore)) await clock.waitUntilPast(this.#notBefore, signal, onClockAhead)
-    this.#start()
-  }
-
-  #start(): void {
-    if (this.#started) return
-    const { finalLsn, commitTime } = this.#current()
-    this.#session.begin(finalLsn, commitTime, this.#previousLsn)
+    if (!this.#started && !clock.isPast(this.#notBefore)) {
+      await clock.waitUntilPast(this.#notBefore, signal, onClockAhead)
+    }
     this.#started = true
+    return true
   }
 
   /** Reads the local table's description inside the open transaction, which may have created the table just now. */
@@ -190,10 +203,25 @@ export class Applier {
     const { schema, name } = table.remote
     const [row] = await this.#session.lookup('select sterna.describe_table($1, $2)', [schema, name])
     const text = row?.[0]
-    const plan = planTable(table.remote, text == null ? null : (JSON.parse(text) as LocalTable))
+    const local = text == null ? null : (JSON.parse(text) as LocalTable)
+    const plan = planTable(table.remote, local, this.#options.nodes)
     if (plan.needsText && this.#options.binary) throw new TextTransferNeeded()
+    table.typeDifferences = await this.#describe(plan.typeDifferences)
     table.plan = plan
     return plan
+  }
+
+  async #describe(differences: readonly TypeDifference[]): Promise<string[]> {
+    const { local, provider } = this.#options.nodes
+    const out: string[] = []
+    for (const { column, localOid, remoteOid } of differences) {
+      const [row] = await this.#session.lookup(
+        'select pg_catalog.format_type($1::oid, null), pg_catalog.format_type($2::oid, null)',
+        [String(localOid), String(remoteOid)],
+      )
+      out.push(`${column} is ${row?.[0]} on ${local} and ${row?.[1]} on ${provider}`)
+    }
+    return out
   }
 
   #write(table: Table, plan: TablePlan, buffer: Buffer, start: number): void {
@@ -215,7 +243,9 @@ export class Applier {
     const newAt = hasOld ? this.#old.read(buffer, start + 6) : start + 5
     this.#new.read(buffer, newAt + 1)
     if (plan.keyPositions.length === 0) {
-      throw new SternaError('KEY_DIFFERS', { table: plan.label, local: ['none'], remote: ['the whole row'] })
+      const { local: node, provider } = this.#options.nodes
+      const facts = { table: plan.label, node, provider, local: ['none'], remote: ['the whole row'] }
+      throw new SternaError('KEY_DIFFERS', facts)
     }
     const oldIsWhole = buffer[start + 5] === TUPLE.old
     if (this.#new.hasUnchanged && oldIsWhole) this.#fillUnchangedFromOld()
@@ -243,7 +273,7 @@ export class Applier {
     table[operation] ??= this.#session.prepare(
       putSql(plan, this.#options.originNodeId),
       keyless ? plan.typeOids : [...plan.typeOids, TIMESTAMPTZ_OID],
-      { table: plan.label, operation },
+      { table: plan.label, operation, typeDifferences: table.typeDifferences },
     )
     const statement = table[operation]
     const { count } = this.#new
@@ -261,7 +291,8 @@ export class Applier {
     let statement = table.patches.get(mask)
     if (!statement) {
       const types = [...sent, ...plan.keyPositions].map((position) => plan.typeOids[position]!)
-      const purpose = { table: plan.label, operation: 'update' } as const
+      const { typeDifferences } = table
+      const purpose = { table: plan.label, operation: 'update', typeDifferences } as const
       statement = this.#session.prepare(
         patchSql(plan, sent, this.#options.originNodeId),
         [...types, TIMESTAMPTZ_OID],
@@ -283,7 +314,7 @@ export class Applier {
     table.remove ??= this.#session.prepare(
       deleteSql(plan, this.#options.originNodeId),
       [...plan.keyPositions.map((position) => plan.typeOids[position]!), TIMESTAMPTZ_OID],
-      { table: plan.label, operation: 'delete' },
+      { table: plan.label, operation: 'delete', typeDifferences: table.typeDifferences },
     )
     const count = plan.keyPositions.length + 1
     this.#openBind(table.remove, count)
@@ -295,7 +326,7 @@ export class Applier {
 
   async #onTruncate(message: Buffer): Promise<void> {
     const { relationIds, restartIdentity } = parseTruncate(message, 0)
-    await this.#startWhenPast()
+    if (!(await this.#startWhenPast())) return
     for (const id of relationIds) {
       const table = this.#table(id)
       const plan = table.plan ?? (await this.#loadPlan(table))
@@ -395,6 +426,7 @@ function newTable(remote: RemoteRelation): Table {
   return {
     remote,
     plan: undefined,
+    typeDifferences: [],
     insert: undefined,
     update: undefined,
     remove: undefined,

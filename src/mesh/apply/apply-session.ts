@@ -25,12 +25,13 @@ const PG_LSN_OID = 3220
 const TIMESTAMPTZ_OID = 1184
 
 /**
- * Opens a remote transaction locally, in one statement at its head: refuses unless the server's clock is past the
- * change's timestamp and unless exactly the transaction before it was the last applied (one that failed in the middle of
- * the pipeline must not be skipped by those behind it); takes a transaction id, so that progress moves even if every
- * change loses; gives the commit the remote's origin, LSN and timestamp.
+ * The last statement of each remote transaction: refuses unless the server's clock is past the change's timestamp and
+ * unless exactly the transaction before it was the last applied (one that failed in the middle of the pipeline must not
+ * be skipped by those behind it); takes a transaction id, so that progress moves even if every change loses; gives the
+ * commit the remote's origin, LSN and timestamp. Last, because from PostgreSQL 16 on a transaction that aborts after
+ * `xact_setup` moves the origin's progress all the same.
  */
-const BEGIN_SQL = `select pg_catalog.pg_current_xact_id(), pg_catalog.pg_replication_origin_xact_setup(
+const FINISH_SQL = `select pg_catalog.pg_current_xact_id(), pg_catalog.pg_replication_origin_xact_setup(
   case when pg_catalog.clock_timestamp() > $2
         and pg_catalog.pg_replication_origin_session_progress(false) is not distinct from $3
        then $1 else sterna.apply_refused($1, $2, $3) end, $2)`
@@ -39,7 +40,9 @@ const BEGIN_SQL = `select pg_catalog.pg_current_xact_id(), pg_catalog.pg_replica
 export interface Purpose {
   /** `table`, qualified, for messages. */
   readonly table: string
-  readonly operation: 'insert' | 'update' | 'delete' | 'truncate' | 'ddl' | 'begin'
+  readonly operation: 'insert' | 'update' | 'delete' | 'truncate' | 'ddl' | 'finish'
+  /** Columns whose type is another one at the provider, in words. */
+  readonly typeDifferences?: readonly string[]
 }
 
 /** A remote transaction under way or done. */
@@ -89,7 +92,7 @@ export class ApplySession {
   #queueHead = 0
   #statements = 0
   #ended = false
-  #begin!: PreparedStatement
+  #finish!: PreparedStatement
   readonly writer = new MessageWriter()
   /** The LSN that the origin's progress had when the session began; null: nothing applied yet. */
   readonly startProgress: Lsn | null
@@ -140,9 +143,9 @@ export class ApplySession {
   #takeOver(): void {
     this.#wire.onFrame = (type, buffer, start, end) => this.#onFrame(type, buffer, start, end)
     this.#wire.onClose = (error) => this.#end(error, undefined)
-    this.#begin = this.prepare(BEGIN_SQL, [PG_LSN_OID, TIMESTAMPTZ_OID, PG_LSN_OID], {
+    this.#finish = this.prepare(FINISH_SQL, [PG_LSN_OID, TIMESTAMPTZ_OID, PG_LSN_OID], {
       table: '',
-      operation: 'begin',
+      operation: 'finish',
     })
   }
 
@@ -168,17 +171,6 @@ export class ApplySession {
     return { name, bindPrefix: Buffer.from(`\0${name}\0`), expected: { tag: 'statement', purpose } }
   }
 
-  /** First statement of a remote transaction. `previousLsn`: of the transaction applied before it. */
-  begin(finalLsn: Lsn, commitTime: PgTime, previousLsn: Lsn | null): void {
-    const w = this.writer
-    w.begin(FRONTEND.bind).bytes(this.#begin.bindPrefix).int16(1).int16(1).int16(3)
-    w.int32(8).int64(finalLsn).int32(8).int64(commitTime)
-    if (previousLsn === null) w.int32(-1)
-    else w.int32(8).int64(previousLsn)
-    w.int16(0).end()
-    this.execute(this.#begin)
-  }
-
   /** Executes what was just bound to the unnamed portal with a Bind for `statement`. */
   execute(statement: PreparedStatement): void {
     writeExecute(this.writer)
@@ -186,10 +178,18 @@ export class ApplySession {
     if (this.writer.at > FLUSH_BYTES) this.flush()
   }
 
-  /** Ends the implicit transaction: the server commits. */
-  commit(transaction: AppliedTransaction): void {
-    writeSync(this.writer)
-    this.#queue.push({ tag: 'commit', transaction })
+  /** Ends the implicit transaction: the server commits. `previousLsn`: of the transaction applied before it. */
+  commit(transaction: AppliedTransaction, previousLsn: Lsn | null): void {
+    const w = this.writer
+    w.begin(FRONTEND.bind).bytes(this.#finish.bindPrefix).int16(1).int16(1).int16(3)
+    w.int32(8).int64(transaction.finalLsn).int32(8).int64(transaction.commitTime)
+    if (previousLsn === null) w.int32(-1)
+    else w.int32(8).int64(previousLsn)
+    w.int16(0).end()
+    writeExecute(w)
+    writeSync(w)
+    this.#queue.push(this.#finish.expected, { tag: 'commit', transaction })
+    if (w.at > FLUSH_BYTES) this.flush()
   }
 
   /** Sends what has been written so far. */

@@ -19,6 +19,19 @@ export interface LocalTable {
   readonly key: readonly string[] | null
 }
 
+/** The two nodes between which a change travels, by name: for messages. */
+export interface FlowNodes {
+  readonly local: string
+  readonly provider: string
+}
+
+/** A column whose type is another one here than at the provider, as far as the numbers of types tell. */
+export interface TypeDifference {
+  readonly column: string
+  readonly localOid: number
+  readonly remoteOid: number
+}
+
 /** How changes to one remote table are applied here: pure text, made once for each description of the table. */
 export interface TablePlan {
   readonly remote: RemoteRelation
@@ -31,6 +44,7 @@ export interface TablePlan {
   readonly typeOids: readonly number[]
   /** Whether any column must travel as text. */
   readonly needsText: boolean
+  readonly typeDifferences: readonly TypeDifference[]
   /** Generated-always identity columns, which an UPDATE cannot set. */
   readonly fixedPositions: ReadonlySet<number>
 }
@@ -41,42 +55,47 @@ const FIRST_USER_OID = 16_384
  * Maps a remote table onto the local one by names.
  * @throws TABLE_MISSING, COLUMN_MISSING, KEY_DIFFERS
  */
-export function planTable(remote: RemoteRelation, local: LocalTable | null): TablePlan {
+export function planTable(remote: RemoteRelation, local: LocalTable | null, nodes: FlowNodes): TablePlan {
   const label = `${remote.schema}.${remote.name}`
-  if (!local) throw new SternaError('TABLE_MISSING', { table: label })
+  const where = { table: label, node: nodes.local, provider: nodes.provider }
+  if (!local) throw new SternaError('TABLE_MISSING', where)
   const byName = new Map(local.columns.map((column) => [column.name, column]))
   const columns = remote.columns.map((column) => {
     const found = byName.get(column.name)
-    if (!found || found.generated)
-      throw new SternaError('COLUMN_MISSING', { table: label, column: column.name })
+    if (!found || found.generated) {
+      const problem = found ? 'is generated' : 'does not exist'
+      throw new SternaError('COLUMN_MISSING', { ...where, column: column.name, problem })
+    }
     return found
   })
   const key = local.key ?? []
   const keyPositions = key.map((name) => {
     const position = remote.columns.findIndex((column) => column.name === name)
     const sent = position >= 0 && (remote.columns[position]!.isKey || remote.replicaIdentity === 'n')
-    if (!sent) throw new SternaError('KEY_DIFFERS', { table: label, local: key, remote: keyNames(remote) })
+    if (!sent) throw new SternaError('KEY_DIFFERS', { ...where, local: key, remote: keyNames(remote) })
     return position
   })
   const remoteKey = keyNames(remote)
   if (remote.replicaIdentity !== 'f' && remoteKey.length > 0 && remoteKey.length !== key.length) {
     throw new SternaError('KEY_DIFFERS', {
-      table: label,
+      ...where,
       local: key.length > 0 ? key : ['none'],
       remote: remoteKey,
     })
   }
-  const typeDiffers = (position: number): boolean => {
+  const typeDifferences = columns.flatMap(({ name, typeOid }, position) => {
     const remoteOid = remote.columns[position]!.typeOid
-    return remoteOid < FIRST_USER_OID && remoteOid !== columns[position]!.typeOid
-  }
+    const differs = remoteOid < FIRST_USER_OID && remoteOid !== typeOid
+    return differs ? [{ column: name, localOid: typeOid, remoteOid }] : []
+  })
   return {
     remote,
     label,
     target: quoteQualified(remote.schema, remote.name),
     keyPositions,
     typeOids: columns.map((column) => column.typeOid),
-    needsText: columns.some((column, position) => column.binaryUnsafe || typeDiffers(position)),
+    needsText: typeDifferences.length > 0 || columns.some((column) => column.binaryUnsafe),
+    typeDifferences,
     fixedPositions: new Set(columns.flatMap((column, position) => (column.identityAlways ? [position] : []))),
   }
 }

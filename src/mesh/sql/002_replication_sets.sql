@@ -6,7 +6,8 @@ create table sterna.replication_set (
   replicate_update boolean not null default true,
   replicate_delete boolean not null default true,
   replicate_truncate boolean not null default true,
-  -- Where in this node's WAL the set was made: a decoder that reads older WAL does not know it.
+  -- Where in this node's WAL the set was made, or got its first table: before, nothing of it is in the WAL, and a
+  -- decoder does not know it.
   created_lsn pg_lsn not null default pg_catalog.pg_current_wal_insert_lsn()
 );
 
@@ -325,6 +326,10 @@ begin
 
   if v_listed then
     execute format('alter publication %I drop table only %s', v_publication, relation);
+  elsif not exists (select from pg_catalog.pg_publication_rel r join pg_catalog.pg_publication p on p.oid = r.prpubid
+                     where p.pubname = v_publication) then
+    update sterna.replication_set s set created_lsn = pg_current_wal_insert_lsn()
+     where s.set_name = repset_add_table.set_name;
   end if;
   begin
     execute format('alter publication %I add table only %s %s %s', v_publication, relation, v_columns,

@@ -16,6 +16,9 @@ create table sterna.subscription (
   force_text_transfer boolean not null default false,
   enabled boolean not null default true,
   initialized_at timestamptz,
+  -- Where the provider was when it was found to be behind what is applied here. It stays refused, even when its WAL has
+  -- grown past that again.
+  rewound_lsn pg_lsn,
   created_at timestamptz not null default pg_catalog.now()
 );
 

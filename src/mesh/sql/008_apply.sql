@@ -116,3 +116,26 @@ begin
     pg_replication_origin_session_progress(false) using errcode = 'ST002';
 end $$;
 revoke all on function sterna.apply_refused(pg_lsn, timestamptz, pg_lsn) from public;
+
+-- Whether a transaction of this origin with this commit timestamp has been committed here. Searched from the newest
+-- transaction id backwards: it is asked only about a transaction that was applied, or failed, moments ago.
+create function sterna.was_applied(origin_name text, ts timestamptz) returns boolean
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+declare
+  v_origin constant oid := (select o.roident from pg_replication_origin o where o.roname = origin_name);
+  v_high bigint := pg_snapshot_xmax(pg_current_snapshot())::text::bigint - 1;
+  v_low bigint;
+  v_oldest constant bigint := greatest(3, v_high - 2000000000);
+begin
+  while v_high >= v_oldest loop
+    v_low := greatest(v_high - 9999, v_oldest);
+    if exists (select from generate_series(v_low, v_high) g,
+                      pg_xact_commit_timestamp_origin((g % 4294967296)::text::xid) c
+                where c.timestamp = ts and c.roident = v_origin) then
+      return true;
+    end if;
+    v_high := v_low - 1;
+  end loop;
+  return false;
+end $$;
+revoke all on function sterna.was_applied(text, timestamptz) from public;
