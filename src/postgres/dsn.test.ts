@@ -34,6 +34,7 @@ test.each([
   'postgresql://ann:hunter2%00@db/app',
   'postgresql://ann:hunter2',
   'postgresql://ann:hunter2/app',
+  'postgresql://ann:?hunter2=',
   'host=db password=start hunter2',
   'host=db password=start hunter=hunter2',
   'host=db password=start port=hunter2',

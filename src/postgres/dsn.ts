@@ -236,7 +236,8 @@ function parseUri(text: string): Map<string, string> {
   set('host', (hostPort[1] ?? '').replace(/^\[|\]$/g, ''))
   set('port', hostPort[2] ?? '')
   set('dbname', database)
-  let passwordBefore = colon >= 0
+  // Where the @ was forgotten, what looks like a port is a password.
+  let passwordBefore = colon >= 0 || place.includes(':')
   for (const pair of query.split('&').filter(Boolean)) {
     const equals = pair.indexOf('=')
     if (equals < 0) throw invalid('a setting after the ? has no value')
