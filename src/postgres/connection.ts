@@ -50,14 +50,19 @@ interface Pending {
   fields: readonly Field[]
   /** Rows as raw text instead of parsed values. */
   readonly raw: boolean
+  readonly bytes: Buffer
+  readonly timeoutMs: number | undefined
+  timer: NodeJS.Timeout | undefined
+  sent: boolean
   error: ServerError | undefined
   readonly resolve: (results: QueryResult[]) => void
   readonly reject: (error: SternaError) => void
 }
 
 /**
- * One session for ordinary SQL. Statements given without awaiting are queued and run in order. After the connection is
- * lost every waiting and later statement rejects with the reason.
+ * One session for ordinary SQL. Statements given without awaiting are queued and run in order, each sent when the one
+ * before it is answered: so a time limit counts from the start of its own statement, and a cancel hits no other one. After
+ * the connection is lost every waiting and later statement rejects with the reason.
  */
 export class PgConnection {
   onNotice: (message: ServerMessage) => void = () => {}
@@ -70,6 +75,8 @@ export class PgConnection {
   readonly #queue: Pending[] = []
   readonly #writer = new MessageWriter(4096)
   #lost: SternaError | undefined
+  /** A cancel request is under way: what is sent before it has arrived would be cancelled too. */
+  #cancelling = false
 
   private constructor(wire: WireSocket) {
     this.#wire = wire
@@ -146,12 +153,17 @@ export class PgConnection {
     return this.#run((w) => writeQuery(w, sql), options, options.raw ?? false)
   }
 
-  /** Runs `work` in a transaction; rolls back when it throws. */
+  /**
+   * Runs `work` in a transaction; rolls back when it throws.
+   * @throws what `work` throws; ServerError 25P02 when a statement in it failed and `work` did not say so
+   */
   async transaction<T>(work: () => Promise<T>): Promise<T> {
     await this.exec('begin')
     try {
       const result = await work()
-      await this.exec('commit')
+      const [done] = await this.exec('commit')
+      // The server answers COMMIT of a failed transaction with success, and rolls back.
+      if (done?.command === 'ROLLBACK') throw rolledBack(this.address)
       return result
     } catch (error) {
       if (!this.#lost) await this.exec('rollback').catch(() => {})
@@ -162,6 +174,10 @@ export class PgConnection {
   /** Ends the session in order. Never rejects. */
   async close(): Promise<void> {
     this.#lost ??= new SternaError('CONNECTION_LOST', { address: this.address, reason: 'closed by us' })
+    for (const pending of this.#queue) {
+      if (!pending.sent) this.#writer.bytes(pending.bytes)
+      pending.sent = true
+    }
     writeTerminate(this.#writer)
     await this.#wire.end(this.#writer.take())
     this.#rejectAll(this.#lost)
@@ -174,27 +190,39 @@ export class PgConnection {
 
   /** Asks the server to cancel the running statement. Never rejects. */
   async cancel(): Promise<void> {
+    this.#cancelling = true
     await cancelBackend(this.#wire)
+    this.#cancelling = false
+    this.#sendHead()
   }
 
   #run(write: (w: MessageWriter) => void, options: QueryOptions, raw: boolean): Promise<QueryResult[]> {
     if (this.#lost) return Promise.reject(this.#lost)
-    const promise = new Promise<QueryResult[]>((resolve, reject) => {
-      this.#queue.push({ results: [], rows: [], fields: [], raw, error: undefined, resolve, reject })
-    })
     write(this.#writer)
-    this.#wire.write(this.#writer.take())
+    const bytes = this.#writer.take()
     const timeoutMs = options.timeoutMs ?? this.defaultTimeoutMs
-    if (timeoutMs === undefined) return promise
-    let timer = setTimeout(() => {
+    return new Promise<QueryResult[]>((resolve, reject) => {
+      const state = { results: [], rows: [], fields: [], error: undefined, timer: undefined, sent: false }
+      this.#queue.push({ ...state, raw, bytes, timeoutMs, resolve, reject })
+      this.#sendHead()
+    })
+  }
+
+  #sendHead(): void {
+    const head = this.#queue[0]
+    if (!head || head.sent || this.#cancelling) return
+    head.sent = true
+    this.#wire.write(head.bytes)
+    const { timeoutMs } = head
+    if (timeoutMs === undefined) return
+    head.timer = setTimeout(() => {
       void this.cancel()
       const reason = `no answer within ${timeoutMs / 1000} s`
-      timer = setTimeout(
+      head.timer = setTimeout(
         () => this.#wire.fail(new SternaError('CONNECTION_LOST', { address: this.address, reason })),
         CANCEL_GRACE_MS,
       )
     }, timeoutMs)
-    return promise.finally(() => clearTimeout(timer))
   }
 
   #onFrame(type: number, buffer: Buffer, start: number, end: number): void {
@@ -256,6 +284,8 @@ export class PgConnection {
       case BACKEND.readyForQuery: {
         const done = this.#queue.shift()
         if (!done) return
+        clearTimeout(done.timer)
+        this.#sendHead()
         if (done.error) done.reject(done.error)
         else done.resolve(done.results)
         return
@@ -299,18 +329,36 @@ export class PgConnection {
   }
 
   #rejectAll(error: SternaError): void {
-    for (const pending of this.#queue.splice(0)) pending.reject(pending.error ?? error)
+    for (const pending of this.#queue.splice(0)) {
+      clearTimeout(pending.timer)
+      pending.reject(pending.error ?? error)
+    }
   }
 }
 
+/** @throws RangeError when it is not a row of the columns described before */
 function rowOf(values: (string | null)[], pending: Pending): Row {
+  if (values.length !== pending.fields.length) throw new RangeError('a row has other columns than described')
   const row: Row = {}
-  for (let i = 0; i < values.length; i++) {
-    const field = pending.fields[i]!
+  for (const [i, field] of pending.fields.entries()) {
     const text = values[i]!
-    row[field.name] = text === null || pending.raw ? text : parseTextValue(text, field.typeOid)
+    row[field.name] = text === null || pending.raw ? text : valueOf(text, field.typeOid)
   }
   return row
+}
+
+function valueOf(text: string, typeOid: number): SqlValue {
+  try {
+    return parseTextValue(text, typeOid)
+  } catch (error) {
+    if (error instanceof SyntaxError) throw new RangeError('a value is not of its type', { cause: error })
+    throw error
+  }
+}
+
+function rolledBack(address: string): ServerError {
+  const message = 'the transaction was rolled back, because a statement in it had failed'
+  return new ServerError(address, { severity: 'ERROR', sqlstate: '25P02', message })
 }
 
 /** Sends a cancel request for a session over a connection of its own. Never rejects. */
@@ -322,7 +370,7 @@ async function cancelBackend(wire: WireSocket): Promise<void> {
   await new Promise<void>((resolve) => {
     const socket = target.host.startsWith('/')
       ? connect({ path: `${target.host}/.s.PGSQL.${target.port}` })
-      : connect({ host: target.host, port: target.port })
+      : connect({ host: target.hostAddr ?? target.host, port: target.port })
     socket.once('connect', () => socket.end(writer.take()))
     socket.once('error', () => resolve())
     socket.once('close', () => resolve())

@@ -1,7 +1,7 @@
 import { SternaError } from '../core/errors.ts'
 import { formatLsn, lsnOf, maxLsn, LSN_ZERO, type Lsn } from '../core/lsn.ts'
 import { pgTimeFromUnixMs } from '../core/pg-time.ts'
-import { quoteIdent, quoteLiteral } from '../core/quote.ts'
+import { quoteIdent } from '../core/quote.ts'
 import { BACKEND, parseServerMessage } from '../pgwire/backend.ts'
 import { FRONTEND, writeQuery, writeTerminate } from '../pgwire/frontend.ts'
 import { MessageWriter } from '../pgwire/message-writer.ts'
@@ -9,6 +9,8 @@ import type { ConnectTarget } from './dsn.ts'
 import { ServerError } from './server-error.ts'
 import { WireSocket } from './wire-socket.ts'
 
+/** The provider answers START_REPLICATION at once, or its host is gone. */
+const START_TIMEOUT_MS = 30_000
 const XLOG_DATA = 0x77
 const KEEPALIVE = 0x6b
 const STATUS_UPDATE = 0x72
@@ -61,10 +63,10 @@ export class ReplicationStream {
     })
     const stream = new ReplicationStream(wire)
     const plugin = Object.entries(options.pluginOptions)
-      .map(([name, value]) => `${quoteIdent(name)} ${quoteLiteral(value)}`)
+      .map(([name, value]) => `${quoteIdent(name)} ${quotePluginValue(value)}`)
       .join(', ')
     const command = `START_REPLICATION SLOT ${quoteIdent(options.slotName)} LOGICAL ${formatLsn(options.startLsn)} (${plugin})`
-    await stream.#begin(command, handler)
+    await stream.#begin(command, handler, options.signal)
     return stream
   }
 
@@ -107,11 +109,21 @@ export class ReplicationStream {
     await this.#wire.end(this.#writer.take())
   }
 
-  #begin(command: string, handler: StreamHandler): Promise<void> {
+  #begin(command: string, handler: StreamHandler, signal: AbortSignal | undefined): Promise<void> {
     const wire = this.#wire
-    return new Promise((resolve, reject) => {
+    const giveUp = (reason: string): void =>
+      wire.fail(new SternaError('CONNECTION_LOST', { address: wire.address, reason }))
+    const onAbort = (): void => giveUp('given up')
+    const timer = setTimeout(
+      giveUp,
+      START_TIMEOUT_MS,
+      `streaming did not start within ${START_TIMEOUT_MS / 1000} s`,
+    )
+    const started = new Promise<void>((resolve, reject) => {
       let error: ServerError | undefined
       wire.onClose = (reason) => reject(error ?? reason)
+      signal?.addEventListener('abort', onAbort)
+      if (signal?.aborted) onAbort()
       wire.onFrame = (type, buffer, start, end) => {
         if (type === BACKEND.error)
           error = new ServerError(wire.address, parseServerMessage(buffer, start, end))
@@ -129,6 +141,10 @@ export class ReplicationStream {
       }
       writeQuery(this.#writer, command)
       wire.write(this.#writer.take())
+    })
+    return started.finally(() => {
+      clearTimeout(timer)
+      signal?.removeEventListener('abort', onAbort)
     })
   }
 
@@ -171,4 +187,9 @@ export class ReplicationStream {
       }
     }
   }
+}
+
+/** A string in a replication command, whose grammar knows no escapes but the doubled quote. */
+function quotePluginValue(value: string): string {
+  return `'${value.replaceAll("'", "''")}'`
 }

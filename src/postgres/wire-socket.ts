@@ -1,11 +1,13 @@
+import { once } from 'node:events'
 import { readFileSync } from 'node:fs'
 import { connect as connectTcp, isIP, type Socket } from 'node:net'
 import { homedir } from 'node:os'
-import { connect as connectTls, type ConnectionOptions } from 'node:tls'
+import { connect as connectTls, type ConnectionOptions, type TLSSocket } from 'node:tls'
 
+import type { ErrorCode } from '../core/error-codes.ts'
 import { messageOf, SternaError } from '../core/errors.ts'
 import { BACKEND, cstringEnd, parseServerMessage, type ServerMessage } from '../pgwire/backend.ts'
-import { FrameReader, type FrameHandler } from '../pgwire/frame-reader.ts'
+import { FrameReader, MAX_BODY_BYTES, type FrameHandler } from '../pgwire/frame-reader.ts'
 import {
   writePassword,
   writeSaslInitial,
@@ -16,10 +18,14 @@ import {
 import { MessageWriter } from '../pgwire/message-writer.ts'
 import { md5Password, SCRAM_SHA_256, ScramClient } from '../pgwire/scram.ts'
 import { addressOf, type ConnectTarget } from './dsn.ts'
+import { passwordFromFile, type PassFileAnswer } from './pass-file.ts'
 import { ServerError } from './server-error.ts'
 
 const MAX_HANDSHAKE_BODY_BYTES = 64 * 1024
 const KEEPALIVE_DELAY_MS = 10_000
+/** The server's one-byte answers to the TLS request. */
+const TLS_ACCEPTED = 0x53
+const TLS_DECLINED = 0x4e
 
 /** Settings of every session of ours: values have one text form whatever the server's configuration. */
 const SESSION_SETTINGS = {
@@ -55,6 +61,8 @@ export class WireSocket {
   readonly #socket: Socket
   readonly #reader: FrameReader
   #closed: SternaError | undefined
+  /** Ended by fail(): what is still in the last chunk is of no interest any more. */
+  #failed = false
 
   private constructor(target: ConnectTarget, socket: Socket, reader: FrameReader) {
     this.address = addressOf(target)
@@ -69,34 +77,36 @@ export class WireSocket {
    *   SLOTS_EXHAUSTED, PROTOCOL_VIOLATION, or ServerError
    */
   static async open(target: ConnectTarget, options: WireOptions): Promise<WireSocket> {
-    if (target.sslMode === 'prefer' || target.sslMode === 'allow') {
-      const [first, second] =
-        target.sslMode === 'prefer' ? ([true, false] as const) : ([false, true] as const)
+    const { sslMode, passFile } = target
+    const fromFile =
+      target.password === undefined && passFile !== undefined ? await passwordFromFile(passFile, target) : {}
+    const first: Attempt = { tls: sslMode !== 'disable' && sslMode !== 'allow', fromFile }
+    try {
+      return await openOnce(target, options, first)
+    } catch (error) {
+      if ((sslMode !== 'prefer' && sslMode !== 'allow') || !mayFallBack(error)) throw error
+      const second: Attempt = { tls: sslMode === 'allow', fromFile }
+      // The server had no TLS to offer: the second attempt would be the first again.
+      if (first.tls === second.tls) throw error
       try {
-        return await openOnce(target, options, first)
-      } catch (error) {
-        if (error instanceof SternaError && (error.code === 'TLS_FAILED' || error.code === 'AUTH_FAILED')) {
-          try {
-            return await openOnce(target, options, second)
-          } catch {
-            throw error
-          }
-        }
-        throw error
+        return await openOnce(target, options, second)
+      } catch (secondError) {
+        throw isCode(secondError, 'TLS_FAILED') ? error : secondError
       }
     }
-    return openOnce(target, options, target.sslMode !== 'disable')
   }
 
   static adopt(target: ConnectTarget, socket: Socket): WireSocket {
     const address = addressOf(target)
     const reader = new FrameReader(address, () => {})
     const wire = new WireSocket(target, socket, reader)
-    reader.setHandler((type, buffer, start, end) => wire.onFrame(type, buffer, start, end))
+    reader.setHandler((type, buffer, start, end) => {
+      if (!wire.#failed) wire.onFrame(type, buffer, start, end)
+    })
     socket.on('data', (chunk: Buffer) => {
       try {
         reader.push(chunk)
-        wire.onChunkEnd()
+        if (!wire.#failed) wire.onChunkEnd()
       } catch (error) {
         if (error instanceof SternaError) wire.fail(error)
         else if (error instanceof RangeError) {
@@ -151,6 +161,7 @@ export class WireSocket {
   fail(error: SternaError): void {
     if (this.#closed) return
     this.#closed = error
+    this.#failed = true
     this.#socket.destroy()
     this.onClose(error)
   }
@@ -172,106 +183,125 @@ function lost(address: string, reason: string, cause?: unknown): SternaError {
   return new SternaError('CONNECTION_LOST', { address, reason }, cause)
 }
 
-async function openOnce(target: ConnectTarget, options: WireOptions, tls: boolean): Promise<WireSocket> {
+/** `tls`: whether to ask for TLS; afterwards, whether there was any. */
+interface Attempt {
+  tls: boolean
+  readonly fromFile: PassFileAnswer
+}
+
+/**
+ * Whether the other transport may do better: TLS did not come about, or pg_hba.conf has no line for this one. A wrong
+ * password is not tried again, least of all unencrypted.
+ */
+function mayFallBack(error: unknown): boolean {
+  return isCode(error, 'TLS_FAILED') || (isCode(error, 'AUTH_FAILED') && error.facts['sqlstate'] === '28000')
+}
+
+function isCode(error: unknown, code: ErrorCode): error is SternaError {
+  return error instanceof SternaError && error.code === code
+}
+
+async function openOnce(target: ConnectTarget, options: WireOptions, attempt: Attempt): Promise<WireSocket> {
   const address = addressOf(target)
   const timeout = AbortSignal.timeout(target.connectTimeoutMs)
   const signal = options.signal ? AbortSignal.any([timeout, options.signal]) : timeout
   let socket: Socket | undefined
-  const onAbort = (): void => {
-    socket?.destroy(
-      new Error(timeout.aborted ? `no answer within ${target.connectTimeoutMs / 1000} s` : 'given up'),
-    )
-  }
+  const onAbort = (): void => void socket?.destroy(tooLate(target, timeout))
   signal.addEventListener('abort', onAbort)
   try {
-    socket = await dial(target, signal)
-    if (tls && !target.host.startsWith('/')) socket = await startTls(socket, target)
+    attempt.tls &&= !target.host.startsWith('/')
+    socket = connectTo(target)
+    if (signal.aborted) onAbort()
+    await connected(socket)
+    if (attempt.tls) {
+      const secure = await startTls(socket, target)
+      attempt.tls = secure !== socket
+      socket = secure
+    }
     const wire = WireSocket.adopt(target, socket)
-    await logIn(wire, target, options)
-    if (signal.aborted) throw unreachable(address, new Error('no answer in time'))
+    await logIn(wire, target, options, attempt.fromFile)
+    if (signal.aborted) throw tooLate(target, timeout)
     return wire
   } catch (error) {
     socket?.destroy()
+    // Also while TLS is being negotiated: then the reason is not TLS.
+    if (signal.aborted) throw unreachable(address, tooLate(target, timeout))
     throw error instanceof SternaError ? error : unreachable(address, error)
   } finally {
     signal.removeEventListener('abort', onAbort)
   }
 }
 
+function tooLate(target: ConnectTarget, timeout: AbortSignal): Error {
+  return new Error(timeout.aborted ? `no answer within ${target.connectTimeoutMs / 1000} s` : 'given up')
+}
+
 function unreachable(address: string, error: unknown): SternaError {
   return new SternaError('SERVER_UNREACHABLE', { address, reason: messageOf(error) }, error)
 }
 
-function dial(target: ConnectTarget, signal: AbortSignal): Promise<Socket> {
-  return new Promise((resolve, reject) => {
-    if (signal.aborted) return reject(new Error('given up'))
-    const socket = target.host.startsWith('/')
-      ? connectTcp({ path: `${target.host}/.s.PGSQL.${target.port}` })
-      : connectTcp({ host: target.host, port: target.port, noDelay: true })
-    const onAbort = (): void => {
-      socket.destroy(new Error(`no answer within ${target.connectTimeoutMs / 1000} s`))
-    }
-    signal.addEventListener('abort', onAbort)
-    socket.once('error', (error) => {
-      signal.removeEventListener('abort', onAbort)
-      reject(error)
-    })
-    socket.once('connect', () => {
-      signal.removeEventListener('abort', onAbort)
-      socket.removeAllListeners('error')
-      socket.setKeepAlive(true, KEEPALIVE_DELAY_MS)
-      resolve(socket)
-    })
-  })
+function connectTo(target: ConnectTarget): Socket {
+  return target.host.startsWith('/')
+    ? connectTcp({ path: `${target.host}/.s.PGSQL.${target.port}` })
+    : connectTcp({ host: target.hostAddr ?? target.host, port: target.port, noDelay: true })
 }
 
+async function connected(socket: Socket): Promise<void> {
+  await once(socket, 'connect')
+  socket.setKeepAlive(true, KEEPALIVE_DELAY_MS)
+}
+
+/** Asks for TLS. Returns the socket itself when the server declines and sslmode allows that. */
 async function startTls(socket: Socket, target: ConnectTarget): Promise<Socket> {
   const address = addressOf(target)
-  const answer = await new Promise<Buffer>((resolve, reject) => {
+  const answer = await firstBytes(socket)
+  const violation = (reason: string): SternaError =>
+    new SternaError('PROTOCOL_VIOLATION', { address, reason })
+  // More than one byte: somebody in between may have put plain text before the encrypted stream.
+  if (answer.length !== 1) throw violation('the answer to the TLS request is not one byte')
+  if (answer[0] === TLS_DECLINED) {
+    if (target.sslMode === 'prefer') return socket
+    const reason = `the server does not offer TLS, and sslmode is ${target.sslMode}`
+    throw new SternaError('TLS_FAILED', { address, reason })
+  }
+  if (answer[0] !== TLS_ACCEPTED) throw violation('the answer to the TLS request is neither S nor N')
+  try {
+    const secure = connectTls({ ...tlsOptions(target), socket })
+    await secured(secure)
+    return secure
+  } catch (error) {
+    socket.destroy()
+    throw new SternaError('TLS_FAILED', { address, reason: messageOf(error) }, error)
+  }
+}
+
+/** Sends the TLS request and pauses at the first answer, before the event loop can deliver more. */
+function firstBytes(socket: Socket): Promise<Buffer> {
+  return new Promise((resolve, reject) => {
+    const onClose = (): void => reject(new Error('the server closed the connection at the TLS request'))
     socket.once('error', reject)
-    socket.once('close', () => reject(new Error('the server closed the connection during the TLS request')))
-    socket.once('data', resolve)
+    socket.once('close', onClose)
+    socket.once('data', (bytes: Buffer) => {
+      socket.pause()
+      socket.off('error', reject)
+      socket.off('close', onClose)
+      resolve(bytes)
+    })
     const writer = new MessageWriter(16)
     writeSslRequest(writer)
     socket.write(writer.take())
   })
-  socket.pause()
-  socket.removeAllListeners()
-  if (answer.length !== 1) {
-    throw new SternaError('PROTOCOL_VIOLATION', {
-      address,
-      reason: 'the answer to the TLS request is not one byte',
-    })
-  }
-  if (answer[0] === 0x4e) {
-    if (target.sslMode === 'prefer') return socket
-    throw new SternaError('TLS_FAILED', {
-      address,
-      reason: `the server does not offer TLS, and sslmode is ${target.sslMode}`,
-    })
-  }
-  if (answer[0] !== 0x53) {
-    throw new SternaError('PROTOCOL_VIOLATION', {
-      address,
-      reason: 'the answer to the TLS request is neither S nor N',
-    })
-  }
+}
+
+function secured(secure: TLSSocket): Promise<void> {
   return new Promise((resolve, reject) => {
-    let settings: ConnectionOptions
-    try {
-      settings = tlsOptions(target)
-    } catch (error) {
-      return reject(new SternaError('TLS_FAILED', { address, reason: messageOf(error) }, error))
-    }
-    const secure = connectTls({ ...settings, socket })
-    const onError = (error: Error): void =>
-      reject(new SternaError('TLS_FAILED', { address, reason: error.message }, error))
-    secure.once('error', onError)
-    secure.once('close', () => onError(new Error('the server closed the connection')))
+    const onClose = (): void => reject(new Error('the server closed the connection'))
+    secure.once('error', reject)
+    secure.once('close', onClose)
     secure.once('secureConnect', () => {
-      secure.removeAllListeners('error')
-      secure.removeAllListeners('close')
-      resolve(secure)
+      secure.off('error', reject)
+      secure.off('close', onClose)
+      resolve()
     })
   })
 }
@@ -306,7 +336,12 @@ function defaultRootCert(): string | undefined {
 }
 
 /** Runs start-up and authentication until the first ReadyForQuery. */
-function logIn(wire: WireSocket, target: ConnectTarget, options: WireOptions): Promise<void> {
+function logIn(
+  wire: WireSocket,
+  target: ConnectTarget,
+  options: WireOptions,
+  fromFile: PassFileAnswer,
+): Promise<void> {
   const writer = new MessageWriter(1024)
   writeStartup(writer, {
     user: target.user,
@@ -334,10 +369,15 @@ function logIn(wire: WireSocket, target: ConnectTarget, options: WireOptions): P
       )
     const authenticate = (buffer: Buffer, start: number, end: number): void => {
       const kind = buffer.readInt32BE(start)
-      if (kind === 0) return
-      const password = target.password
+      if (kind === 0) {
+        if (scram && !scram.verified)
+          fail(authFailed(wire, target, 'it did not prove that it knows the password'))
+        return
+      }
+      const password = target.password ?? fromFile.password
       if (password === undefined && kind !== 12) {
-        return fail(authFailed(wire, target, 'it asks for a password, and the connection string has none'))
+        const why = fromFile.ignored ?? 'the connection string has none'
+        return fail(authFailed(wire, target, `it asks for a password, and ${why}`))
       }
       if (kind === 3) writePassword(writer, password!)
       else if (kind === 5)
@@ -386,12 +426,14 @@ function logIn(wire: WireSocket, target: ConnectTarget, options: WireOptions): P
           wire.cancelKey = Buffer.from(buffer.subarray(start + 4, end))
           return
         case BACKEND.readyForQuery:
-          wire.maxBodyBytes = 0x7fff_ffff
+          wire.maxBodyBytes = MAX_BODY_BYTES
           wire.onFrame = () => {}
           wire.onClose = () => {}
           return resolve()
         case BACKEND.error:
-          return fail(logInError(wire, target, parseServerMessage(buffer, start, end), options.replication ?? false))
+          return fail(
+            logInError(wire, target, parseServerMessage(buffer, start, end), options.replication ?? false),
+          )
         case BACKEND.notice:
         case BACKEND.negotiateProtocolVersion:
           return
@@ -403,8 +445,8 @@ function logIn(wire: WireSocket, target: ConnectTarget, options: WireOptions): P
   })
 }
 
-function authFailed(wire: WireSocket, target: ConnectTarget, reason: string): SternaError {
-  return new SternaError('AUTH_FAILED', { address: wire.address, user: target.user, reason })
+function authFailed(wire: WireSocket, target: ConnectTarget, reason: string, sqlstate?: string): SternaError {
+  return new SternaError('AUTH_FAILED', { address: wire.address, user: target.user, reason, sqlstate })
 }
 
 function logInError(
@@ -413,7 +455,7 @@ function logInError(
   fields: ServerMessage,
   replication: boolean,
 ): SternaError {
-  if (fields.sqlstate.startsWith('28')) return authFailed(wire, target, fields.message)
+  if (fields.sqlstate.startsWith('28')) return authFailed(wire, target, fields.message, fields.sqlstate)
   if (fields.sqlstate === '3D000')
     return new SternaError('DATABASE_MISSING', { address: wire.address, database: target.database })
   if (fields.sqlstate === '57P03') {
