@@ -122,6 +122,8 @@ export class WireSocket {
     })
     socket.on('error', (error) => wire.fail(lost(address, messageOf(error), error)))
     socket.on('close', () => wire.fail(lost(address, 'the server closed it')))
+    // It was paused when the server declined TLS.
+    socket.resume()
     return wire
   }
 
