@@ -9,6 +9,9 @@ import type { ConnectTarget } from './dsn.ts'
 import { ServerError } from './server-error.ts'
 import { WireSocket } from './wire-socket.ts'
 
+/** Values as text: names of objects with their schema, money as every server reads it. */
+const STREAM_SETTINGS = { search_path: 'pg_catalog', lc_monetary: 'C', xmloption: 'content' } as const
+
 /** The provider answers START_REPLICATION at once, or its host is gone. */
 const START_TIMEOUT_MS = 30_000
 const XLOG_DATA = 0x77
@@ -59,6 +62,7 @@ export class ReplicationStream {
     const wire = await WireSocket.open(target, {
       applicationName: options.applicationName,
       replication: true,
+      parameters: STREAM_SETTINGS,
       ...(options.signal ? { signal: options.signal } : {}),
     })
     const stream = new ReplicationStream(wire)

@@ -21,6 +21,23 @@ import { WireSocket } from '../../postgres/wire-socket.ts'
 const MAX_UNSENT_BYTES = 1024 * 1024
 const FLUSH_BYTES = 48 * 1024
 
+/** Whatever the role's or the database's own settings are: each of these changes what a value means or whether it goes in. */
+const APPLY_SETTINGS = {
+  session_replication_role: 'replica',
+  synchronous_commit: 'off',
+  default_transaction_isolation: 'read committed',
+  default_transaction_read_only: 'off',
+  statement_timeout: '0',
+  lock_timeout: '0',
+  idle_in_transaction_session_timeout: '0',
+  idle_session_timeout: '0',
+  search_path: 'pg_catalog',
+  row_security: 'off',
+  xmloption: 'content',
+  array_nulls: 'on',
+  lc_monetary: 'C',
+} as const
+
 const PG_LSN_OID = 3220
 const TIMESTAMPTZ_OID = 1184
 
@@ -115,15 +132,7 @@ export class ApplySession {
   ): Promise<ApplySession> {
     const wire = await WireSocket.open(target, {
       applicationName,
-      parameters: {
-        session_replication_role: 'replica',
-        synchronous_commit: 'off',
-        statement_timeout: '0',
-        lock_timeout: '0',
-        idle_in_transaction_session_timeout: '0',
-        search_path: 'pg_catalog',
-        row_security: 'off',
-      },
+      parameters: APPLY_SETTINGS,
     })
     const connection = PgConnection.over(wire)
     try {
