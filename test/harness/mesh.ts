@@ -74,6 +74,8 @@ export async function startMesh(options: StartMeshOptions): Promise<TestMesh> {
     const members = servers.nodes.map((server) => ({ name: server.name, dsn: dsnOf(server) }))
     if (options.schema !== undefined) await Promise.all(clients.map((client) => client.exec(options.schema!)))
     await createMesh(members, { name: 'test' })
+    // Sessions from before do not know what the node gives its role, such as the search_path.
+    await Promise.all(clients.map((client) => client.close()))
     if (options.relays) await insertRelays(servers.nodes, dsnOf, clients, relays)
     agents.push(
       ...(await Promise.all(
@@ -110,8 +112,16 @@ export async function startMesh(options: StartMeshOptions): Promise<TestMesh> {
     }
   } catch (error) {
     await stop()
-    throw error
+    const logs = agents.map((agent, i) => `${servers.nodes[i]!.name}: ${warningsIn(agent.log)}`)
+    throw new Error(`the mesh did not start; the agents said:\n${logs.join('\n')}`, { cause: error })
   }
+}
+
+/** The last warnings and errors of an agent's log; its last lines where there are none. */
+function warningsIn(log: string): string {
+  const lines = log.trimEnd().split('\n')
+  const warnings = lines.filter((line) => /"level":("?warn|"?error|"?fatal|[456]0)/.test(line))
+  return (warnings.length > 0 ? warnings : lines).slice(-5).join('\n')
 }
 
 async function insertRelays(
@@ -169,9 +179,19 @@ async function settle(nodes: readonly MeshTestNode[], timeoutMs = 60_000): Promi
           return row !== undefined && row.requests >= mark.requests
         },
         timeoutMs,
-      )
+      ).catch(async (error: unknown) => {
+        throw new Error(`${(error as Error).message}; ${await errorsShown(subscriber)}`, { cause: error })
+      })
     }
   }
+}
+
+/** What a node's status says about why it is behind. */
+async function errorsShown(node: MeshTestNode): Promise<string> {
+  const rows = await node.query<{ name: string; status: string; error: string | null }>(
+    'select subscription_name as name, status, last_error as error from sterna.sub_show_status()',
+  )
+  return rows.map(({ name, status, error }) => `${name}: ${status}${error ? `, ${error}` : ''}`).join('; ')
 }
 
 /** A connection that is made anew after the server was restarted. */
@@ -191,8 +211,11 @@ class Client {
     await (await this.#open()).exec(sql)
   }
 
+  /** Closes its connection; the next call makes another. */
   async close(): Promise<void> {
-    await this.#connection?.close()
+    const connection = this.#connection
+    this.#connection = undefined
+    await connection?.close()
   }
 
   async #open(): Promise<PgConnection> {
