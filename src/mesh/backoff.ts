@@ -14,6 +14,11 @@ export class Backoff {
     this.#startedAtMs = Date.now()
   }
 
+  /** Something has succeeded: the next failure starts from the first delay again. */
+  reset(): void {
+    this.#delayMs = FIRST_MS
+  }
+
   /** The next delay in milliseconds. */
   next(): number {
     if (Date.now() - this.#startedAtMs > HEALTHY_MS) this.#delayMs = FIRST_MS

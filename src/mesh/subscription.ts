@@ -326,7 +326,10 @@ export class Subscription {
         },
         startLsn: this.#startLsn,
         upTo: this.#laterSets?.at,
-        onApplied: () => this.#healthy(),
+        onApplied: () => {
+          this.#backoff.reset()
+          this.#healthy()
+        },
       },
       this.#counters,
     )
@@ -375,7 +378,10 @@ export class Subscription {
     if (sqlstate === '42704' && missing.length > 0) {
       // A set that was made later than the WAL that we are reading does not exist for the decoder there. Where that is
       // so even for what the last stream without it stopped at (it began before the set was made), that one goes without.
-      const at = maxLsn(lsnOf(this.#stoppedAt + 1n), await link.setsMadeAt(missing.map((name) => name.slice('sterna_'.length))))
+      const at = maxLsn(
+        lsnOf(this.#stoppedAt + 1n),
+        await link.setsMadeAt(missing.map((name) => name.slice('sterna_'.length))),
+      )
       this.#laterSets = { publications: [...missing, ...(this.#laterSets?.publications ?? [])], at }
       return new SetsChange()
     }
