@@ -52,15 +52,24 @@ export function parseTextValue(text: string, typeOid: number): SqlValue {
   }
 }
 
-/** Parses a one-dimensional array's text form. */
+/** Parses an array's text form; one of several dimensions becomes arrays of arrays. Lower bounds are dropped. */
 function parseArray(text: string, elementOid: number): SqlValue[] {
-  const out: SqlValue[] = []
-  const pattern = /"((?:[^"\\]|\\.)*)"|([^,{}"]+)/g
-  for (const match of text.matchAll(pattern)) {
-    if (match[1] !== undefined) out.push(parseTextValue(match[1].replaceAll(/\\(.)/g, '$1'), elementOid))
-    else out.push(match[2] === 'NULL' ? null : parseTextValue(match[2]!, elementOid))
+  const root: SqlValue[] = []
+  const open: SqlValue[][] = [root]
+  const pattern = /"((?:[^"\\]|\\[^])*)"|([^,{}"]+)|([{}])/g
+  for (const match of text.slice(text.indexOf('{')).matchAll(pattern)) {
+    const [, quoted, plain, brace] = match
+    const array = open.at(-1)
+    if (!array) break
+    if (brace === '{') {
+      const inner: SqlValue[] = []
+      array.push(inner)
+      open.push(inner)
+    } else if (brace === '}') open.pop()
+    else if (quoted !== undefined) array.push(parseTextValue(quoted.replaceAll(/\\([^])/g, '$1'), elementOid))
+    else array.push(plain === 'NULL' ? null : parseTextValue(plain!, elementOid))
   }
-  return out
+  return root[0] as SqlValue[]
 }
 
 /** What a statement takes as a parameter. Arrays become PostgreSQL array literals. */
