@@ -231,6 +231,13 @@ describe.each(MATRIX)('DDL on version %s', (version) => {
           sqlstate: 'ST205',
           hint: expect.stringContaining('Add the column without'),
         })
+      // The index of the key is not built when this is looked at.
+      await conn.exec('create table keyless (v text)')
+      await conn.exec(`insert into keyless values ('a')`)
+      const addKey = 'alter table keyless add column id bigint generated always as identity primary key'
+      expect(await failureOf(conn.exec(addKey))).toMatchObject({ sqlstate: 'ST205' })
+      await conn.exec('truncate keyless')
+      await conn.exec(addKey)
       await conn.exec('truncate sterna.ddl_queue')
       const allowed = [
         `alter table t add column c date default '2026-01-01'`,
