@@ -69,7 +69,7 @@ export class ReplicationStream {
     const plugin = Object.entries(options.pluginOptions)
       .map(([name, value]) => `${quoteIdent(name)} ${quotePluginValue(value)}`)
       .join(', ')
-    const command = `START_REPLICATION SLOT ${quoteIdent(options.slotName)} LOGICAL ${formatLsn(options.startLsn)} (${plugin})`
+    const command = `START_REPLICATION SLOT ${quoteIdent(options.slotName)} LOGICAL ${formatLsn(options.startLsn)}${plugin && ` (${plugin})`}`
     await stream.#begin(command, handler, options.signal)
     return stream
   }
