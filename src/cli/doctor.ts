@@ -95,17 +95,29 @@ export function doctorLines({ servers, findings }: Examination, paint: Paint): s
   return [...table, '', ...findingLines(findings, paint), summaryOf(findings)]
 }
 
-/** Findings, each with its place, what it is and what fixes it. */
+/** Findings, each with its places, what it is and what fixes it; the same one on several servers is said once. */
 export function findingLines(findings: readonly Finding[], paint: Paint): string[] {
-  return findings.flatMap((finding) => {
+  return mergedFindings(findings).flatMap(({ finding, servers }) => {
     const [label, tone] = LABELS[finding.severity]
-    const lines = [
-      `${paint(tone, label)}  ${paint('bold', printable(subjectOf(finding)))}  ${printable(finding.what)}`,
-    ]
+    const subject = printable(subjectOf({ server: servers.join(', ') || null, object: finding.object }))
+    const lines = [`${paint(tone, label)}  ${paint('bold', subject)}  ${printable(finding.what)}`]
     if (finding.fix)
       lines.push(...finding.fix.split('\n').map((line, at) => `       ${at === 0 ? 'fix:' : '    '} ${line}`))
     return [...lines, '']
   })
+}
+
+/** Findings that differ in nothing but their server, put together where the first of them stands. */
+function mergedFindings(findings: readonly Finding[]): { finding: Finding; servers: string[] }[] {
+  const merged = new Map<string, { finding: Finding; servers: string[] }>()
+  for (const finding of findings) {
+    const { severity, check, object, what, fix, server } = finding
+    const key = JSON.stringify([severity, check, object, what, fix])
+    const same = merged.get(key)
+    if (same && server !== null) same.servers.push(server)
+    else merged.set(key, { finding, servers: server === null ? [] : [server] })
+  }
+  return [...merged.values()]
 }
 
 const LABELS: Readonly<Record<Severity, readonly [string, Tone]>> = {
@@ -114,14 +126,14 @@ const LABELS: Readonly<Record<Severity, readonly [string, Tone]>> = {
   info: ['info ', 'cyan'],
 }
 
-function subjectOf({ server, object }: Finding): string {
+function subjectOf({ server, object }: Pick<Finding, 'server' | 'object'>): string {
   return [server, object].filter((part) => part !== null).join(' ') || 'all'
 }
 
 function summaryOf(findings: readonly Finding[]): string {
   if (findings.length === 0) return 'Everything is in order.'
   const of = (severity: Severity): number =>
-    findings.filter((finding) => finding.severity === severity).length
+    mergedFindings(findings).filter(({ finding }) => finding.severity === severity).length
   return `${of('block')} blocking, ${of('warn')} to mind, ${of('info')} to know.`
 }
 

@@ -98,6 +98,17 @@ select setval('small_id_seq', 30000)`,
     expect(keys(after.findings).filter((key) => key.startsWith('warn'))).toEqual([])
   })
 
+  it('a generated key is proposed for an empty table only: rows would get another one on every node', async () => {
+    const dsn = nodes[1]!.dsn
+    await exec(dsn, 'create table keyless (v text)')
+    const fix = async (): Promise<string | null | undefined> =>
+      (await examineServers([nodes[1]!])).findings.find(({ object }) => object === 'public.keyless')?.fix
+    expect(await fix()).toMatch(/add column id .* primary key;$/)
+    await exec(dsn, "insert into keyless values ('a')")
+    expect(await fix()).toMatch(/add primary key \(\.\.\.\); {2}-- /)
+    await exec(dsn, 'drop table keyless')
+  })
+
   it('tables that differ block, rows that differ warn', async () => {
     await exec(nodes[0]!.dsn, 'create table t (id int primary key, a text);\ninsert into t values (1)')
     await exec(nodes[2]!.dsn, 'create table t (id int primary key, a int)')

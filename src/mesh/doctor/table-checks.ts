@@ -7,6 +7,8 @@ export interface TableFacts {
   /** `schema.table`, quoted where needed. */
   readonly table: string
   readonly unlogged: boolean
+  /** Whether it surely has no rows. */
+  readonly empty: boolean
   /** Whether it has a primary key or replica identity index that replication can use. */
   readonly hasKey: boolean
   /** d default, n nothing, f full, i index. */
@@ -25,6 +27,7 @@ export async function readTableFacts(conn: PgConnection): Promise<TableFacts[]> 
   const { rows } = await conn.query<{
     table_name: string
     unlogged: boolean
+    empty: boolean
     has_key: boolean
     replica_identity: string
     has_primary_key: boolean
@@ -36,6 +39,7 @@ export async function readTableFacts(conn: PgConnection): Promise<TableFacts[]> 
   return rows.map((row) => ({
     table: row.table_name,
     unlogged: row.unlogged,
+    empty: row.empty,
     hasKey: row.has_key,
     replicaIdentity: row.replica_identity,
     hasPrimaryKey: row.has_primary_key,
@@ -49,6 +53,7 @@ export async function readTableFacts(conn: PgConnection): Promise<TableFacts[]> 
 const TABLES_SQL = `
   select quote_ident(n.nspname) || '.' || quote_ident(c.relname) as table_name,
     c.relpersistence = 'u' as unlogged,
+    c.relkind = 'r' and pg_catalog.pg_relation_size(c.oid) = 0 as empty,
     c.relreplident::text as replica_identity,
     exists (select from pg_catalog.pg_index i
             where i.indrelid = c.oid and i.indimmediate and i.indisvalid
@@ -149,7 +154,7 @@ function checkTable(server: string, table: TableFacts): Finding[] {
         'table_without_key',
         'has no primary key: only its inserts replicate',
         table.keyCandidate === null
-          ? `alter table ${table.table} add column id bigint generated always as identity primary key;`
+          ? keyFix(table)
           : `alter table ${table.table} replica identity using index ${table.keyCandidate};`,
       ),
     )
@@ -163,6 +168,13 @@ function checkTable(server: string, table: TableFacts): Finding[] {
       ),
     )
   return findings
+}
+
+/** A generated key would get other values for the rows on every node. */
+function keyFix({ table, empty }: TableFacts): string {
+  return empty
+    ? `alter table ${table} add column id bigint generated always as identity primary key;`
+    : `alter table ${table} add primary key (...);  -- columns that are unique; without such: docs/ddl.md, "A table without a key"`
 }
 
 /** A number with its noun: `1 table`, `2 tables`. */
