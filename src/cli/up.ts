@@ -1,6 +1,7 @@
 import { extname, relative, resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { Command, Option } from 'commander'
+import { SternaError } from '../core/errors.ts'
 import { type LocalCluster, localDsn } from '../local/cluster-file.ts'
 import { clusterPaths, nodePaths } from '../local/layout.ts'
 import {
@@ -35,13 +36,13 @@ const INTERRUPTED = 130
 export function upCommand(replaced: Partial<RunOptions> = {}): Command {
   return new Command('up')
     .description('start a local cluster: PostgreSQL servers and agents on this machine, each writable')
-    .addOption(new Option('--nodes <count>', 'how many nodes (default: 3)').argParser(Number))
+    .addOption(new Option('--nodes <count>', 'how many nodes (default: 3)').argParser(wholeNumber('--nodes')))
     .option('--dir <directory>', 'where the cluster lives', DEFAULT_DIR)
     .addOption(
       new Option(
         '--port <port>',
         'port of the first server; the others count up, agents are 100 above (default: 7001)',
-      ).argParser(Number),
+      ).argParser(wholeNumber('--port')),
     )
     .option('--pg <version>', 'PostgreSQL: 15 to 18, or the directory of its programs (default: 18)')
     .option('--detach', 'run it in the background and return when it is ready')
@@ -58,6 +59,14 @@ Examples:
   sterna up --pg /usr/lib/postgresql/17/bin --detach`,
     )
     .action((options: UpOptions) => up(options, replaced))
+}
+
+/** A cluster that exists would only say that it has another number. */
+function wholeNumber(what: string): (text: string) => number {
+  return (text) => {
+    if (/^[1-9]\d{0,4}$/.test(text)) return Number(text)
+    throw new SternaError('INVALID_VALUE', { what, value: text, expected: 'a whole number, at least 1' })
+  }
 }
 
 async function up(options: UpOptions, replaced: Partial<RunOptions>): Promise<void> {

@@ -146,6 +146,9 @@ describe('sterna up', () => {
     const other = await sterna('up', '--dir', dir, '--nodes', '5')
     expect(other).toMatchObject({ code: 3 })
     expect(other.stderr).toContain('CLUSTER_DIFFERS')
+    const wrong = await sterna('up', '--dir', dir, '--port', 'abc')
+    expect(wrong).toMatchObject({ code: 2 })
+    expect(wrong.stderr).toContain('--port: "abc" is not valid')
     expect(await stopWith(second, 'SIGINT')).toBe(0)
   })
 
