@@ -48,13 +48,24 @@ export function alarmsOf(facts: AlarmFacts): Alarm[] {
       })
     }
     const retained = report.retainedWalBytes ?? 0
-    if (retained > RETAINED_WARNING_BYTES || walStatus === 'unreserved' || walStatus === 'lost') {
+    if (walStatus === 'lost') {
       alarms.push({
         name: 'slot_retains_wal',
         subject: report.name,
-        message: `slot ${report.slotName} makes ${report.providerName} keep ${(retained / 1024 ** 3).toFixed(1)} GB of WAL (${walStatus})`,
+        message: `slot ${report.slotName} is lost: ${report.providerName} has removed WAL that it still needed`,
+        action:
+          'The changes in between are gone. Drop the subscription, bring the data to the same state, and create it again; raise max_slot_wal_keep_size at the provider.',
+        severity: 'critical',
+      })
+    } else if (retained > RETAINED_WARNING_BYTES || walStatus === 'unreserved') {
+      // "extended" only says that more than max_wal_size is kept, which is as little as the warning itself.
+      const critical = retained > RETAINED_CRITICAL_BYTES || walStatus === 'unreserved'
+      alarms.push({
+        name: 'slot_retains_wal',
+        subject: report.name,
+        message: `slot ${report.slotName} makes ${report.providerName} keep ${(retained / 1024 ** 3).toFixed(1)} GB of WAL (${walStatus ?? 'state unknown'})`,
         action: 'Let the subscription catch up, or drop it before the disk of the provider is full.',
-        severity: retained > RETAINED_CRITICAL_BYTES || walStatus !== 'reserved' ? 'critical' : 'warning',
+        severity: critical ? 'critical' : 'warning',
       })
     }
   }

@@ -1,4 +1,5 @@
 import { pgTimeOf, type PgTime } from '../../core/pg-time.ts'
+import { pause } from '../backoff.ts'
 
 /** Reads the server's `clock_timestamp()` now. */
 export type ClockSample = () => Promise<PgTime>
@@ -33,7 +34,7 @@ export class LocalClock {
       if (this.isPast(time)) return
       const aheadMs = Number(time - this.#atLeast(this.#base!)) / 1000
       if (aheadMs > 0) onAhead(aheadMs)
-      await nap(Math.min(Math.max(aheadMs, 0.2), LONGEST_NAP_MS))
+      await pause(Math.min(Math.max(aheadMs, 0.2), LONGEST_NAP_MS), signal)
     }
   }
 
@@ -47,10 +48,4 @@ export class LocalClock {
   #atLeast(base: { readonly time: PgTime; readonly atMs: number }): PgTime {
     return pgTimeOf(base.time + BigInt(Math.floor((this.#monotonicMs() - base.atMs) * 1000)))
   }
-}
-
-function nap(ms: number): Promise<void> {
-  return new Promise((resolve) => {
-    setTimeout(resolve, ms)
-  })
 }
