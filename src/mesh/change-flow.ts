@@ -30,6 +30,8 @@ export interface FlowOptions {
   readonly nodes: FlowNodes
   readonly publications: readonly string[]
   readonly binary: boolean
+  /** See ApplierOptions. */
+  readonly announce: boolean
   /** The provider can leave out what it applied from elsewhere (PostgreSQL 16 and later). */
   readonly filterOrigins: boolean
   readonly applyDelayMs: number
@@ -42,6 +44,14 @@ export interface FlowOptions {
   readonly upTo: Lsn | undefined
   /** A transaction has been applied. */
   readonly onApplied: () => void
+}
+
+/** Raised by a table's guard for a key that has a tombstone, when the change's timestamp was not announced. */
+const TOMBSTONE_MET = 'ST004'
+
+/** A change met a tombstone: stream again with timestamps announced. */
+export class AnnouncingNeeded extends Error {
+  override name = 'AnnouncingNeeded'
 }
 
 /** Everything before `upTo` is applied and durable; `next` is the position of what came after it. */
@@ -111,7 +121,7 @@ export class ChangeFlow implements StreamHandler, ApplyHandler {
       this.#session = await ApplySession.open(
         options.localTarget,
         `${options.applicationName} apply`,
-        options.originName,
+        { name: options.originName, nodeId: options.originNodeId },
         this,
       )
       this.#applier = new Applier({
@@ -121,6 +131,7 @@ export class ChangeFlow implements StreamHandler, ApplyHandler {
         originName: options.originName,
         nodes: options.nodes,
         binary: options.binary,
+        announce: options.announce,
         applyDelayMs: options.applyDelayMs,
         signal,
         onClockAhead: options.onClockAhead,
@@ -190,6 +201,14 @@ export class ChangeFlow implements StreamHandler, ApplyHandler {
           ? 'delete_missing'
           : 'update_origin_differs'
     if (operation === 'truncate' || operation === 'ddl' || operation === 'finish') return
+    this.#count(type)
+  }
+
+  onOlderThanTombstone(): void {
+    this.#count('update_deleted')
+  }
+
+  #count(type: string): void {
     this.#counters.conflicts[type] = (this.#counters.conflicts[type] ?? 0) + 1
   }
 
@@ -286,10 +305,11 @@ function streamError(error: unknown): unknown {
 }
 
 /** Puts a server's refusal of a change into the terms of that change. */
-function applyError(error: SternaError, purpose: Purpose, node: string): SternaError {
+function applyError(error: SternaError, purpose: Purpose, node: string): Error {
   const { operation, table, typeDifferences = [] } = purpose
   if (!(error instanceof ServerError) || operation === 'finish') return error
   const { sqlstate } = error
+  if (sqlstate === TOMBSTONE_MET) return new AnnouncingNeeded()
   const facts = { node, operation, table, reason: error.fields.message, sqlstate }
   if (sqlstate.startsWith('53') || sqlstate.startsWith('58'))
     return new SternaError('SERVER_OUT_OF_RESOURCES', facts, error)

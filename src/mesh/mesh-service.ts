@@ -174,6 +174,7 @@ export class MeshService {
         if (Date.now() - cleanedAtMs > CLEANUP_INTERVAL_MS) {
           cleanedAtMs = Date.now()
           this.#cleanUp(control, local, both)
+          await control.query('select sterna.tombstone_clean(), sterna.sequences_realign()')
         }
         const woken = new Promise<void>((resolve) => {
           wake = resolve

@@ -7,7 +7,7 @@ import type { LocalWal } from './apply/confirmed-position.ts'
 import type { LocalClock } from './apply/local-clock.ts'
 import { TextTransferNeeded } from './apply/applier.ts'
 import { Backoff, pause } from './backoff.ts'
-import { ChangeFlow, UpToReached, type FlowCounters } from './change-flow.ts'
+import { AnnouncingNeeded, ChangeFlow, UpToReached, type FlowCounters } from './change-flow.ts'
 import { lsnAsNumber, lsnFromNumeric, type LocalNode, type SubscriptionDefinition } from './definitions.ts'
 import { lagBytes, lagSeconds, type LagFacts } from './lag.ts'
 import type { Log } from './log.ts'
@@ -55,6 +55,8 @@ export class Subscription {
   #originName: string
   #providerName: string | null
   #binary: boolean
+  /** Tombstones have been met: each transaction tells its timestamp at its head, at the cost of one more statement. */
+  #announce = false
   #flow: ChangeFlow | undefined
   #lastPosition: ChangeFlow['position'] | undefined
   #sample: ProviderSample | undefined
@@ -93,6 +95,10 @@ export class Subscription {
         if (error instanceof TextTransferNeeded) {
           this.#binary = false
           this.#log.info({}, 'a table needs values as text: streaming again in text')
+          continue
+        }
+        if (error instanceof AnnouncingNeeded) {
+          this.#announce = true
           continue
         }
         if (error instanceof SetsChange) continue
@@ -317,6 +323,7 @@ export class Subscription {
         nodes: { local: local.nodeName, provider: link.node.nodeName },
         publications,
         binary: this.#binary,
+        announce: this.#announce,
         filterOrigins: link.connection.majorVersion >= 16,
         applyDelayMs: this.#definition.applyDelayMs,
         clock,

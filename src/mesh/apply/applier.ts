@@ -47,6 +47,8 @@ export interface ApplierOptions {
   readonly nodes: FlowNodes
   /** Whether the stream carries binary values. */
   readonly binary: boolean
+  /** Whether each transaction tells its timestamp at its head, so that tombstones can be compared with it. */
+  readonly announce: boolean
   readonly signal: AbortSignal
   /** Applies each transaction so long after its commit; 0: at once. */
   readonly applyDelayMs: number
@@ -166,7 +168,7 @@ export class Applier {
   #onChange(buffer: Buffer, start: number, end: number): Promise<void> | undefined {
     const table = this.#table(buffer.readUInt32BE(start + 1))
     if (table.plan && !this.#doubtful && (this.#started || this.#options.clock.isPast(this.#notBefore))) {
-      this.#started = true
+      this.#start()
       this.#write(table, table.plan, buffer, start)
       return undefined
     }
@@ -194,8 +196,14 @@ export class Applier {
     if (!this.#started && !clock.isPast(this.#notBefore)) {
       await clock.waitUntilPast(this.#notBefore, signal, onClockAhead)
     }
-    this.#started = true
+    this.#start()
     return true
+  }
+
+  #start(): void {
+    if (this.#started) return
+    this.#started = true
+    if (this.#options.announce) this.#session.announce(this.#current().commitTime)
   }
 
   /** Reads the local table's description inside the open transaction, which may have created the table just now. */
@@ -330,6 +338,12 @@ export class Applier {
     for (const id of relationIds) {
       const table = this.#table(id)
       const plan = table.plan ?? (await this.#loadPlan(table))
+      if (plan.guardOid !== null) {
+        // Sessions that create rows with older changes must not slip past.
+        await this.#session.lookup('select pg_advisory_xact_lock(sterna.tombstone_lock($1))', [
+          String(plan.guardOid),
+        ])
+      }
       const purpose = { table: plan.label, operation: 'truncate' } as const
       table.truncate ??= this.#session.prepare(
         truncateSql(plan, this.#options.originNodeId),

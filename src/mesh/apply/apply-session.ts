@@ -31,12 +31,18 @@ const APPLY_SETTINGS = {
   lock_timeout: '0',
   idle_in_transaction_session_timeout: '0',
   idle_session_timeout: '0',
-  search_path: 'pg_catalog',
+  search_path: 'pg_catalog, pg_temp',
+  client_min_messages: 'notice',
   row_security: 'off',
   xmloption: 'content',
   array_nulls: 'on',
   lc_monetary: 'C',
 } as const
+
+/** Tells the triggers what is being applied, until the transaction ends. */
+const ANNOUNCE_SQL = `select pg_catalog.set_config('sterna.change_time', $1::text, true)`
+/** Raised as a notice by a table's guard when it drops a row because of a newer tombstone. */
+const TOMBSTONE_NOTICE = 'ST011'
 
 const PG_LSN_OID = 3220
 const TIMESTAMPTZ_OID = 1184
@@ -85,6 +91,8 @@ export interface ApplyHandler {
   onCommitted(transaction: AppliedTransaction): void
   /** A change touched no row: the local row, if there is one, is newer. */
   onNothingChanged(purpose: Purpose): void
+  /** A row was not created because a newer delete of it is known. */
+  onOlderThanTombstone(): void
   /** The session is over. `purpose`: what failed, where a statement did. */
   onEnd(error: SternaError, purpose: Purpose | undefined): void
 }
@@ -110,6 +118,7 @@ export class ApplySession {
   #statements = 0
   #ended = false
   #finish!: PreparedStatement
+  #announce!: PreparedStatement
   readonly writer = new MessageWriter()
   /** The LSN that the origin's progress had when the session began; null: nothing applied yet. */
   readonly startProgress: Lsn | null
@@ -121,22 +130,22 @@ export class ApplySession {
   }
 
   /**
-   * Opens a session that applies for `originName`.
+   * Opens a session that applies for `origin`.
    * @throws ServerError 55006 while another session still applies for this origin (retry)
    */
   static async open(
     target: ConnectTarget,
     applicationName: string,
-    originName: string,
+    origin: { readonly name: string; readonly nodeId: number },
     handler: ApplyHandler,
   ): Promise<ApplySession> {
     const wire = await WireSocket.open(target, {
       applicationName,
-      parameters: APPLY_SETTINGS,
+      parameters: { ...APPLY_SETTINGS, 'sterna.change_node': String(origin.nodeId) },
     })
     const connection = PgConnection.over(wire)
     try {
-      await connection.query('select pg_replication_origin_session_setup($1)', [originName])
+      await connection.query('select pg_replication_origin_session_setup($1)', [origin.name])
       const row = await connection.row<{ lsn: string | null }>(
         "select pg_replication_origin_session_progress(false) - '0/0'::pg_lsn as lsn",
       )
@@ -152,6 +161,7 @@ export class ApplySession {
   #takeOver(): void {
     this.#wire.onFrame = (type, buffer, start, end) => this.#onFrame(type, buffer, start, end)
     this.#wire.onClose = (error) => this.#end(error, undefined)
+    this.#announce = this.prepare(ANNOUNCE_SQL, [TIMESTAMPTZ_OID], { table: '', operation: 'finish' })
     this.#finish = this.prepare(FINISH_SQL, [PG_LSN_OID, TIMESTAMPTZ_OID, PG_LSN_OID], {
       table: '',
       operation: 'finish',
@@ -178,6 +188,13 @@ export class ApplySession {
     const name = `s${++this.#statements}`
     writeParse(this.writer, name, sql, paramTypes)
     return { name, bindPrefix: Buffer.from(`\0${name}\0`), expected: { tag: 'statement', purpose } }
+  }
+
+  /** Head of a remote transaction where tombstones may have to be compared with it. */
+  announce(commitTime: PgTime): void {
+    this.writer.begin(FRONTEND.bind).bytes(this.#announce.bindPrefix).int16(1).int16(1).int16(1)
+    this.writer.int32(8).int64(commitTime).int16(0).end()
+    this.execute(this.#announce)
   }
 
   /** Executes what was just bound to the unnamed portal with a Bind for `statement`. */
@@ -241,11 +258,14 @@ export class ApplySession {
       case BACKEND.bindComplete:
       case BACKEND.parseComplete:
       case BACKEND.closeComplete:
-      case BACKEND.notice:
       case BACKEND.parameterStatus:
       case BACKEND.notification:
       case BACKEND.noData:
       case BACKEND.rowDescription:
+        return
+      case BACKEND.notice:
+        if (parseServerMessage(buffer, start, end).sqlstate === TOMBSTONE_NOTICE)
+          this.#handler.onOlderThanTombstone()
         return
       case BACKEND.dataRow: {
         const expected = this.#queue[this.#queueHead]

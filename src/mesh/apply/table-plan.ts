@@ -17,6 +17,8 @@ export interface LocalTable {
   readonly kind: 'r' | 'p'
   readonly columns: readonly LocalColumn[]
   readonly key: readonly string[] | null
+  /** Oid by which the table's tombstones and guard functions are known; null: it has none. */
+  readonly guardOid: number | null
 }
 
 /** The two nodes between which a change travels, by name: for messages. */
@@ -45,6 +47,7 @@ export interface TablePlan {
   /** Whether any column must travel as text. */
   readonly needsText: boolean
   readonly typeDifferences: readonly TypeDifference[]
+  readonly guardOid: number | null
   /** Generated-always identity columns, which an UPDATE cannot set. */
   readonly fixedPositions: ReadonlySet<number>
 }
@@ -85,7 +88,9 @@ export function planTable(remote: RemoteRelation, local: LocalTable | null, node
   }
   const typeDifferences = columns.flatMap(({ name, typeOid }, position) => {
     const remoteOid = remote.columns[position]!.typeOid
-    const differs = remoteOid < FIRST_USER_OID && remoteOid !== typeOid
+    // Oids of user-defined types differ between servers; what they are is compared by binary_unsafe and by the server.
+    const comparable = remoteOid < FIRST_USER_OID || typeOid < FIRST_USER_OID
+    const differs = comparable && remoteOid !== typeOid
     return differs ? [{ column: name, localOid: typeOid, remoteOid }] : []
   })
   return {
@@ -96,6 +101,7 @@ export function planTable(remote: RemoteRelation, local: LocalTable | null, node
     typeOids: columns.map((column) => column.typeOid),
     needsText: typeDifferences.length > 0 || columns.some((column) => column.binaryUnsafe),
     typeDifferences,
+    guardOid: local.guardOid,
     fixedPositions: new Set(columns.flatMap((column, position) => (column.identityAlways ? [position] : []))),
   }
 }
@@ -125,9 +131,24 @@ export function putSql(plan: TablePlan, originNodeId: number): string {
   const settable = names.filter(
     (_, position) => !plan.keyPositions.includes(position) && !plan.fixedPositions.has(position),
   )
+  const settableKey = key.filter((_, i) => !plan.fixedPositions.has(plan.keyPositions[i]!))
+  if (settable.length + settableKey.length === 0) return putFixedSql(plan, originNodeId)
   // A table of nothing but its key still takes the newer version: setting the key to itself rewrites the row.
-  const set = (settable.length > 0 ? settable : key).map((name) => `${name} = excluded.${name}`)
+  const set = (settable.length > 0 ? settable : settableKey).map((name) => `${name} = excluded.${name}`)
   return `${insert} on conflict (${key.join(', ')}) do update set ${set.join(', ')} where ${notNewer(names.length + 1, originNodeId)}`
+}
+
+/**
+ * `putSql` for a table in which no column can be set, all being generated always as identity: an older row makes way for
+ * the new one. What another session inserts at the same moment stays: its commit is later than the change.
+ */
+function putFixedSql(plan: TablePlan, originNodeId: number): string {
+  const names = plan.remote.columns.map((column) => quoteIdent(column.name))
+  const where = plan.keyPositions.map((position) => `t.${names[position]} = $${position + 1}`).join(' and ')
+  const values = names.map((_, position) => `$${position + 1}`).join(', ')
+  return `with gone as (delete from ${plan.target} t where ${where} and ${notNewer(names.length + 1, originNodeId)} returning 1)
+    insert into ${plan.target} (${names.join(', ')}) overriding system value
+    select ${values} where (select count(*) from gone) >= 0 on conflict do nothing`
 }
 
 /**
@@ -139,6 +160,11 @@ export function patchSql(plan: TablePlan, sentPositions: readonly number[], orig
   const set = sentPositions.flatMap((position, i) =>
     plan.fixedPositions.has(position) ? [] : [`${name(position)} = $${i + 1}`],
   )
+  if (set.length === 0) {
+    // Nothing that can be set was sent. The row takes the change's version all the same.
+    const kept = plan.remote.columns.findIndex((_, position) => !sentPositions.includes(position))
+    set.push(`${name(kept)} = t.${name(kept)}`)
+  }
   const where = plan.keyPositions
     .map((position, i) => `t.${name(position)} = $${sentPositions.length + i + 1}`)
     .join(' and ')
@@ -147,15 +173,26 @@ export function patchSql(plan: TablePlan, sentPositions: readonly number[], orig
     select 1 from done union all select sterna.apply_row_missing() where not exists (select from done) and not exists (select from ${plan.target} t where ${where})`
 }
 
-/** Deletes the row unless it is newer. Parameters: the key, then the commit timestamp. */
+/**
+ * Deletes the row unless it is newer, and leaves a tombstone, also where there was no row. Parameters: the key, then the
+ * commit timestamp. Its tag counts what was deleted.
+ */
 export function deleteSql(plan: TablePlan, originNodeId: number): string {
   const where = plan.keyPositions.map(
     (position, i) => `t.${quoteIdent(plan.remote.columns[position]!.name)} = $${i + 1}`,
   )
-  return `delete from ${plan.target} t where ${where.join(' and ')} and ${notNewer(plan.keyPositions.length + 1, originNodeId)}`
+  const time = plan.keyPositions.length + 1
+  const remove = `delete from ${plan.target} t where ${where.join(' and ')} and ${notNewer(time, originNodeId)}`
+  if (plan.guardOid === null) return remove
+  const key = plan.keyPositions.map((_, i) => `$${i + 1}`).join(', ')
+  return `with gone as (${remove} returning 1)
+    select 1 where sterna.bury_${plan.guardOid}(${key}, exists (select from gone), $${time}, ${originNodeId})`
 }
 
-/** Removes the rows that are not newer than the truncate. Parameter: the commit timestamp. */
+/** Removes the rows that are not newer than the truncate, and remembers it. Parameter: the commit timestamp. */
 export function truncateSql(plan: TablePlan, originNodeId: number): string {
-  return `delete from ${plan.target} t where ${notNewer(1, originNodeId)}`
+  const remove = `delete from ${plan.target} t where ${notNewer(1, originNodeId)}`
+  if (plan.guardOid === null) return remove
+  return `with gone as (${remove}) insert into sterna.truncation as t (table_oid, times) values (${plan.guardOid}, 1)
+    on conflict (table_oid) do update set times = t.times + 1 where ${notNewer(1, originNodeId)}`
 }

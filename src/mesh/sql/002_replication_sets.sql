@@ -345,6 +345,7 @@ begin
   if v_set.needs_key then
     perform sterna.check_published_columns(repset_add_table.set_name, relation);
   end if;
+  perform sterna.tombstone_attach(relation);
   delete from sterna.table_exclusion e
    where repset_add_table.set_name in ('default', 'default_insert_only') and e.relid = relation;
   return true;
@@ -502,6 +503,7 @@ begin
         using hint = 'PostgreSQL refuses UPDATE and DELETE on it until it has a primary key or has been taken out.';
     end loop;
   end if;
+  perform sterna.tombstone_attach(v_root);
 end $$;
 
 -- Every user table that can be replicated joins a default set.

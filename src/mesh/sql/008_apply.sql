@@ -49,9 +49,11 @@ end $$;
 -- A local table as apply needs it, or null if there is none: its columns, and its key (replica identity index, else
 -- primary key; deferrable keys do not count).
 create function sterna.describe_table(schema_name text, table_name text) returns jsonb
-language sql stable set search_path = pg_catalog, pg_temp as $$
-  select jsonb_build_object(
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+  return (select jsonb_build_object(
     'kind', c.relkind,
+    'guardOid', (select g.table_oid::bigint from sterna.guarded g where g.table_oid = sterna.root_table(c.oid)),
     'columns', (
       select jsonb_agg(jsonb_build_object(
         'name', a.attname, 'typeOid', a.atttypid::bigint, 'generated', a.attgenerated <> '',
@@ -68,8 +70,8 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
         and ((c.relreplident = 'i' and i.indisreplident) or (c.relreplident <> 'i' and i.indisprimary))
       limit 1))
   from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-  where n.nspname = schema_name and c.relname = table_name and c.relkind in ('r', 'p')
-$$;
+  where n.nspname = schema_name and c.relname = table_name and c.relkind in ('r', 'p'));
+end $$;
 
 revoke all on function sterna.version_not_greater(xid, timestamptz, integer) from public;
 revoke all on function sterna.binary_unsafe(oid) from public;

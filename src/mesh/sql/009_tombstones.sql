@@ -1,0 +1,290 @@
+-- Tombstones: what was deleted, and when, so that an older change that arrives later does not bring the row back. Each node
+-- keeps its own. A tombstone's version is that of its own xmin: it is written in the deleting transaction itself.
+--
+-- Each table with a key has one guard function, made for its key, behind four triggers: local deletes, local updates of the
+-- key and local truncates leave tombstones; rows that apply creates are looked up among them. Partitions share the guard,
+-- and so the tombstones, of the table at the top.
+
+create table sterna.tombstone (
+  table_oid oid not null,
+  -- Hash of the key by the equality of its types: 1.0 and 1.00 are one numeric key.
+  key_hash bigint not null,
+  -- For people; never compared.
+  key jsonb not null,
+  primary key (table_oid, key_hash)
+);
+
+-- The last truncate of a table; its version is that of xmin.
+create table sterna.truncation (
+  table_oid oid primary key,
+  times bigint not null
+);
+
+-- For which shape of a table (columns of the key with their types, partitions) its guard was made.
+create table sterna.guarded (
+  table_oid oid primary key,
+  shape text not null
+);
+
+-- When the last heartbeat was begun: what had a transaction id by then may have an older timestamp.
+create unlogged table sterna.heartbeat_mark (
+  singleton boolean primary key default true check (singleton),
+  marked_at timestamptz not null,
+  next_xid xid8 not null
+);
+
+-- Everything that this node committed with a timestamp up to here stands before the heartbeat in its WAL.
+alter table sterna.heartbeat add column complete_until timestamptz;
+
+create or replace function sterna.heartbeat_write(sterna_version text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  -- The clock is read before the transaction ids: commit timestamps are not in the order of commits.
+  v_now constant timestamptz := clock_timestamp();
+  v_mark record;
+  v_complete timestamptz;
+begin
+  select m.marked_at, m.next_xid into v_mark from sterna.heartbeat_mark m;
+  if v_mark is null or pg_snapshot_xmin(pg_current_snapshot()) >= v_mark.next_xid then
+    v_complete := v_mark.marked_at;
+    insert into sterna.heartbeat_mark as m (marked_at, next_xid) values (v_now, pg_snapshot_xmax(pg_current_snapshot()))
+      on conflict (singleton) do update set marked_at = excluded.marked_at, next_xid = excluded.next_xid;
+  end if;
+  insert into sterna.heartbeat as h (node_id, beat_at, beats, wal_lsn, sterna_version, complete_until)
+  select l.node_id, v_now, 1, pg_current_wal_insert_lsn(), heartbeat_write.sterna_version, v_complete from sterna.local_node l
+  on conflict (node_id) do update
+    set beat_at = excluded.beat_at, beats = h.beats + 1, wal_lsn = excluded.wal_lsn, sterna_version = excluded.sterna_version,
+        complete_until = greatest(h.complete_until, excluded.complete_until);
+end $$;
+
+-- The table at the top of a partition tree, or the table itself.
+create function sterna.root_table(relid oid) returns oid
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select coalesce((select max(a.relid::oid) filter (where not c.relispartition)
+                     from pg_partition_ancestors(root_table.relid) a join pg_class c on c.oid = a.relid), root_table.relid)
+$$;
+
+-- SQL for the hash of a key given as an expression list: by the types' own hash where every column has one, else of the text.
+create function sterna.key_hash_sql(relid oid, expressions text[]) returns text
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select case when bool_and(exists (
+           select from pg_opclass o join pg_am m on m.oid = o.opcmethod and m.amname = 'hash'
+             join pg_amproc p on p.amprocfamily = o.opcfamily and p.amprocnum = 2 and p.amproclefttype = o.opcintype
+            where o.opcdefault and (o.opcintype = b.oid or (b.typtype = 'e' and o.opcintype = 'anyenum'::regtype)
+                                    or exists (select from pg_cast t where t.castsource = b.oid and t.casttarget = o.opcintype
+                                                                       and t.castmethod = 'b'))))
+         then 'pg_catalog.hash_record_extended(row(' || array_to_string(expressions, ', ') || '), 0)'
+         else 'pg_catalog.hashtextextended(row(' || array_to_string(expressions, ', ') || ')::text, 0)' end
+    from unnest(sterna.key_columns(relid)) k
+    join pg_attribute a on a.attrelid = relid and a.attname = k
+    join pg_type t on t.oid = a.atttypid
+    join pg_type b on b.oid = case when t.typtype = 'd' then t.typbasetype else t.oid end
+$$;
+
+-- Key of the advisory lock between apply sessions: shared by those that create rows of a table, exclusive for one that deletes
+-- a row which is not there (or not there yet).
+create function sterna.tombstone_lock(table_oid oid) returns bigint
+language sql immutable set search_path = pg_catalog, pg_temp as $$
+  select (9215::bigint << 32) | table_oid::bigint
+$$;
+
+-- Whether the change being applied is older than what wrote a tombstone. The change's version is announced only in sessions
+-- that met a tombstone before; elsewhere the transaction is refused and comes again announced (ST004).
+create function sterna.change_is_older(tombstone_xmin xid) returns boolean
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  v_time constant text := current_setting('sterna.change_time', true);
+begin
+  if pg_xact_commit_timestamp(tombstone_xmin) is null then
+    return false;
+  elsif coalesce(v_time, '') = '' then
+    raise exception 'the key has a tombstone' using errcode = 'ST004';
+  end if;
+  return not sterna.version_not_greater(tombstone_xmin, v_time::timestamptz, current_setting('sterna.change_node')::integer);
+end $$;
+
+-- Makes, or makes anew, guard function and triggers of a table and its partitions. Idempotent.
+create function sterna.tombstone_attach(relid oid) returns void
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+set sterna.ddl_replication = off set sterna.bookkeeping = on set client_min_messages = error as $$
+declare
+  v_root constant oid := sterna.root_table(relid);
+  v_key constant name[] := sterna.key_columns(v_root);
+  v_guard constant text := 'sterna.guard_' || v_root;
+  v_bury constant text := 'sterna.bury_' || v_root;
+  v_leaf record;
+  v_types text;
+  v_shape text;
+  v_settings text := 'set search_path = pg_catalog, pg_temp';
+begin
+  if v_key is null or sterna.table_key_problem(v_root) is not null then
+    perform sterna.tombstone_detach(v_root);
+    return;
+  end if;
+  select string_agg(format_type(a.atttypid, null), ', ' order by k.position) into v_types
+    from unnest(v_key) with ordinality as k(name, position)
+    join pg_attribute a on a.attrelid = v_root and a.attname = k.name;
+  v_shape := concat_ws(' ', v_key::text, v_types,
+                       (select array_agg(p.relid::oid order by p.relid) from pg_partition_tree(v_root) p)::text);
+  if exists (select from sterna.guarded g where g.table_oid = v_root and g.shape = v_shape) then
+    return;
+  end if;
+  insert into sterna.guarded as g (table_oid, shape) values (v_root, v_shape)
+    on conflict (table_oid) do update set shape = excluded.shape;
+  if sterna.key_hash_sql(v_root, '{x}') like 'pg_catalog.hashtextextended%' then
+    v_settings := v_settings || ' set timezone = ''UTC'' set datestyle = ''ISO'' set intervalstyle = ''postgres'' set bytea_output = ''hex''';
+  end if;
+  execute format($f$
+    create or replace function %1$s() returns trigger language plpgsql security definer %9$s as $g$
+    begin
+      if tg_op = 'INSERT' then
+        perform pg_advisory_xact_lock_shared(%2$s);
+        if exists (select from sterna.tombstone s where s.table_oid = %3$s and s.key_hash = %4$s)
+           or exists (select from sterna.truncation u where u.table_oid = %3$s) then
+          if exists (select from sterna.tombstone s where s.table_oid = %3$s and s.key_hash = %4$s and sterna.change_is_older(s.xmin))
+             or exists (select from sterna.truncation u where u.table_oid = %3$s and sterna.change_is_older(u.xmin)) then
+            execute format('delete from %%s t where %6$s', %3$s::regclass) using new;
+            raise notice 'update_deleted' using errcode = 'ST011';
+          end if;
+        end if;
+      elsif tg_op = 'DELETE' then
+        insert into sterna.tombstone as s (table_oid, key_hash, key)
+        select %3$s, %7$s, jsonb_build_array(%8$s) from old_rows o
+        on conflict (table_oid, key_hash) do update set key = excluded.key;
+      elsif tg_op = 'UPDATE' then
+        insert into sterna.tombstone as s (table_oid, key_hash, key)
+        values (%3$s, %10$s, jsonb_build_array(%11$s))
+        on conflict (table_oid, key_hash) do update set key = excluded.key;
+      else
+        insert into sterna.truncation as u (table_oid, times) values (%3$s, 1)
+        on conflict (table_oid) do update set times = u.times + 1;
+      end if;
+      return null;
+    end $g$ $f$,
+    v_guard, sterna.tombstone_lock(v_root), v_root,
+    sterna.key_hash_sql(v_root, (select array_agg('new.' || quote_ident(k)) from unnest(v_key) k)),
+    null,
+    (select replace(string_agg(format('t.%1$I = ($1).%1$I', k), ' and '), '%', '%%') from unnest(v_key) k),
+    sterna.key_hash_sql(v_root, (select array_agg('o.' || quote_ident(k)) from unnest(v_key) k)),
+    (select string_agg('o.' || quote_ident(k), ', ') from unnest(v_key) k),
+    v_settings,
+    sterna.key_hash_sql(v_root, (select array_agg('old.' || quote_ident(k)) from unnest(v_key) k)),
+    (select string_agg('old.' || quote_ident(k), ', ') from unnest(v_key) k));
+  execute format('revoke all on function %s() from public', v_guard);
+
+  -- For deletes that apply: `gone` says whether the row has been deleted already.
+  perform sterna.tombstone_drop_bury(v_root);
+  execute format($f$
+    create function %1$s(%2$s, gone boolean, ts timestamptz, node integer) returns boolean language plpgsql %9$s as $g$
+    #variable_conflict use_column
+    declare
+      v_gone boolean := gone;
+      v_count bigint;
+    begin
+      if not v_gone then
+        -- A session that applies an older change may have created the row just now, unseen: wait for it, and look again.
+        perform pg_advisory_xact_lock(%3$s);
+        execute format('delete from %%s t where %5$s and sterna.version_not_greater(t.xmin, $%4$s, $%10$s)', %6$s::regclass)
+          using %8$s, ts, node;
+        get diagnostics v_count = row_count;
+        v_gone := v_count > 0;
+      end if;
+      insert into sterna.tombstone as s (table_oid, key_hash, key) values (%6$s, %7$s, jsonb_build_array(%8$s))
+      on conflict (table_oid, key_hash) do update set key = excluded.key
+        where sterna.version_not_greater(s.xmin, ts, node);
+      return v_gone;
+    end $g$ $f$,
+    v_bury, v_types, sterna.tombstone_lock(v_root), cardinality(v_key) + 1,
+    (select replace(string_agg(format('t.%I = $%s', k.name, k.position), ' and '), '%', '%%')
+       from unnest(v_key) with ordinality as k(name, position)),
+    v_root,
+    sterna.key_hash_sql(v_root, (select array_agg('$' || p) from generate_series(1, cardinality(v_key)) p)),
+    (select string_agg('$' || p, ', ') from generate_series(1, cardinality(v_key)) p),
+    v_settings, cardinality(v_key) + 2);
+  execute format('revoke all on function %s(%s, boolean, timestamptz, integer) from public', v_bury, v_types);
+
+  for v_leaf in
+    select c.oid::regclass as name, c.relkind from pg_class c
+     where c.oid = v_root or c.oid in (select p.relid from pg_partition_tree(v_root) p)
+  loop
+    execute format('create or replace trigger sterna_delete after delete on %s referencing old table as old_rows
+                    for each statement execute function %s()', v_leaf.name, v_guard);
+    execute format('create or replace trigger sterna_truncate after truncate on %s for each statement execute function %s()',
+                   v_leaf.name, v_guard);
+    if v_leaf.relkind = 'r' then
+      execute format('create or replace trigger sterna_rekey after update of %s on %s for each row when (%s) execute function %s()',
+                     (select string_agg(quote_ident(k), ', ') from unnest(v_key) k), v_leaf.name,
+                     (select string_agg(format('old.%1$I is distinct from new.%1$I', k), ' or ') from unnest(v_key) k), v_guard);
+      execute format('create or replace trigger sterna_revive after insert on %s for each row execute function %s()', v_leaf.name, v_guard);
+      execute format('alter table %s enable replica trigger sterna_revive', v_leaf.name);
+    end if;
+  end loop;
+end $$;
+
+create function sterna.tombstone_drop_bury(table_oid oid) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  v_function regprocedure;
+begin
+  for v_function in
+    select p.oid::regprocedure from pg_proc p
+     where p.pronamespace = 'sterna'::regnamespace and p.proname = 'bury_' || table_oid
+  loop
+    execute format('drop function %s', v_function);
+  end loop;
+end $$;
+
+-- Removes guard, triggers and tombstones of a table; the table itself may be gone.
+create function sterna.tombstone_detach(table_oid oid) returns void
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+set sterna.ddl_replication = off set sterna.bookkeeping = on set client_min_messages = error as $$
+begin
+  perform sterna.tombstone_drop_bury(table_oid);
+  execute format('drop function if exists sterna.guard_%s() cascade', table_oid);
+  delete from sterna.tombstone s where s.table_oid = tombstone_detach.table_oid;
+  delete from sterna.truncation u where u.table_oid = tombstone_detach.table_oid;
+  delete from sterna.guarded g where g.table_oid = tombstone_detach.table_oid;
+end $$;
+
+-- Drops tombstones that nothing older can meet any more: every provider's own stream has shown a heartbeat past them.
+-- Also what is left of dropped tables. Returns how many tombstones went.
+create function sterna.tombstone_clean() returns bigint
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  v_oid oid;
+  v_until timestamptz;
+  v_count bigint := 0;
+begin
+  for v_oid in
+    select g.table_oid from sterna.guarded g where not exists (select from pg_class c where c.oid = g.table_oid)
+  loop
+    perform sterna.tombstone_detach(v_oid);
+  end loop;
+  select case when count(*) = count(h.complete_until) and count(*) > 0 then min(h.complete_until) end into v_until
+    from sterna.subscription s left join sterna.heartbeat h on h.node_id = s.provider_node_id;
+  if v_until is not null then
+    delete from sterna.tombstone s where coalesce(pg_xact_commit_timestamp(s.xmin) < v_until, true);
+    get diagnostics v_count = row_count;
+    delete from sterna.truncation u where coalesce(pg_xact_commit_timestamp(u.xmin) < v_until, true);
+  end if;
+  return v_count;
+end $$;
+
+-- Tables of nodes that were made before.
+do $$
+begin
+  if exists (select from sterna.local_node) then
+    perform sterna.tombstone_attach(r.prrelid)
+       from (select distinct r.prrelid from pg_catalog.pg_publication_rel r join pg_catalog.pg_publication p on p.oid = r.prpubid
+              where p.pubname like 'sterna\_%' and p.pubname not in ('sterna_internal', 'sterna_ddl_sql')) r;
+  end if;
+end $$;
+
+revoke all on function sterna.root_table(oid) from public;
+revoke all on function sterna.key_hash_sql(oid, text[]) from public;
+revoke all on function sterna.tombstone_lock(oid) from public;
+revoke all on function sterna.change_is_older(xid) from public;
+revoke all on function sterna.tombstone_attach(oid) from public;
+revoke all on function sterna.tombstone_drop_bury(oid) from public;
+revoke all on function sterna.tombstone_detach(oid) from public;
+revoke all on function sterna.tombstone_clean() from public;
