@@ -1,6 +1,7 @@
 import { assert } from '../core/assert.ts'
 import { SternaError } from '../core/errors.ts'
 import { LSN_ZERO, type Lsn } from '../core/lsn.ts'
+import { pgTimeOf, type PgTime } from '../core/pg-time.ts'
 import { PgConnection } from '../postgres/connection.ts'
 import { addressOf, type ConnectTarget } from '../postgres/dsn.ts'
 import { ServerError } from '../postgres/server-error.ts'
@@ -21,6 +22,8 @@ const CREATE_SLOT_TIMEOUT_MS = 300_000
 /** What one look at the provider shows. */
 export interface ProviderSample {
   readonly currentLsn: Lsn
+  /** The provider's clock. */
+  readonly clock: PgTime
   /** WAL kept for our slot; null when the slot is not there. */
   readonly retainedWalBytes: number | null
   /** `reserved`, `extended`, `unreserved`, `lost`; null when the slot is not there. */
@@ -150,15 +153,18 @@ export class ProviderLink {
   async sample(slotName: string): Promise<ProviderSample> {
     const row = await this.connection.row<{
       now: string
+      clock: bigint
       retained: number | null
       wal_status: string | null
     }>(
-      `select ${lsnAsNumber('pg_current_wal_lsn()')} as now, (pg_current_wal_lsn() - s.restart_lsn)::float8 as retained, s.wal_status
+      `select ${lsnAsNumber('pg_current_wal_lsn()')} as now,
+              (extract(epoch from clock_timestamp()) * 1000000)::bigint - 946684800000000 as clock, (pg_current_wal_lsn() - s.restart_lsn)::float8 as retained, s.wal_status
          from (select) one left join pg_replication_slots s on s.slot_name = $1`,
       [slotName],
     )
     return {
       currentLsn: lsnFromNumeric(row!.now),
+      clock: pgTimeOf(row!.clock),
       retainedWalBytes: row!.retained,
       walStatus: row!.wal_status,
     }

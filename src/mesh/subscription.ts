@@ -62,7 +62,10 @@ export class Subscription {
   #sample: ProviderSample | undefined
   #lastError: ReportedError | null = null
   #retryAtMs: number | null = null
-  #clockAhead: { readonly ms: number; readonly atMs: number } | undefined
+  /** What a waiting change was ahead. Under load each one waits for a moment only, whatever the clocks differ by. */
+  #changeAhead: { readonly ms: number; readonly atMs: number } | undefined
+  /** What the provider's clock is ahead. */
+  #providerAheadMs = 0
   /**
    * Sets that were made after our position in the WAL cannot be decoded yet: stream without them up to `at`, exactly, so
    * that nothing of them is passed over.
@@ -117,7 +120,8 @@ export class Subscription {
 
   /** By how much changes of this provider are ahead of the local clock; 0 when they are not. */
   get clockAheadMs(): number {
-    return this.#clockAhead && Date.now() - this.#clockAhead.atMs < 5000 ? this.#clockAhead.ms : 0
+    const change = this.#changeAhead && Date.now() - this.#changeAhead.atMs < 5000 ? this.#changeAhead.ms : 0
+    return Math.max(change, this.#flow ? this.#providerAheadMs : 0)
   }
 
   get walStatus(): string | null {
@@ -329,7 +333,7 @@ export class Subscription {
         clock,
         localWal,
         onClockAhead: (ms) => {
-          this.#clockAhead = { ms, atMs: Date.now() }
+          this.#changeAhead = { ms, atMs: Date.now() }
         },
         startLsn: this.#startLsn,
         upTo: this.#laterSets?.at,
@@ -367,6 +371,7 @@ export class Subscription {
     const startedAtMs = Date.now()
     while (!signal.aborted) {
       this.#sample = await link.sample(this.#slotName!)
+      this.#providerAheadMs = Math.max(0, this.#around.clock.aheadMs(this.#sample.clock))
       if (Date.now() - startedAtMs > HEALTHY_AFTER_MS) this.#healthy()
       await pause(MONITOR_INTERVAL_MS, signal)
     }

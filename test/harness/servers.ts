@@ -1,4 +1,4 @@
-import { chmod, mkdir, mkdtemp, rm } from 'node:fs/promises'
+import { chmod, mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { formatDsn } from '../../src/postgres/dsn.ts'
@@ -40,8 +40,11 @@ export interface TestServer {
   kill9(): Promise<void>
   /** A fast shutdown. */
   stop(): Promise<void>
-  /** Starts it again on the same port and data; optionally with more settings. */
-  start(settings?: Readonly<Record<string, string>>): Promise<void>
+  /** Starts it again on the same port and data; optionally with more settings, and with more environment. */
+  start(
+    settings?: Readonly<Record<string, string>>,
+    environment?: Readonly<Record<string, string>>,
+  ): Promise<void>
 }
 
 /** The servers of a test. */
@@ -146,11 +149,14 @@ class Node implements TestServer {
     await copyDataDir(template, this.dataDir, { binaries: this.binaries, user: this.#user, ...TEST_LOGIN })
   }
 
-  async start(settings: Readonly<Record<string, string>> = {}): Promise<void> {
+  async start(
+    settings: Readonly<Record<string, string>> = {},
+    environment?: Readonly<Record<string, string>>,
+  ): Promise<void> {
     const extra = { ...TEST_SETTINGS, ...this.#options.settings, ...settings }
     this.#instance = new PgInstance({
       name: this.name,
-      binaries: this.binaries,
+      binaries: environment ? await this.#wrapBinaries(environment) : this.binaries,
       dataDir: this.dataDir,
       port: this.port,
       logFile: this.logFile,
@@ -164,6 +170,21 @@ class Node implements TestServer {
       }),
     })
     await this.#instance.start({ readyMs: 60_000 })
+  }
+
+  /** Servers get no environment from us: a script that becomes the server gives it to them. */
+  async #wrapBinaries(environment: Readonly<Record<string, string>>): Promise<PgBinaries> {
+    const binDir = join(this.dataDir, '..', 'bin')
+    await mkdir(binDir, { recursive: true })
+    await chmod(binDir, 0o755)
+    const script = join(binDir, 'postgres')
+    const variables = Object.entries(environment).map(([name, value]) => `${name}='${value}'`)
+    await writeFile(
+      script,
+      `#!/bin/sh\nexport ${variables.join(' ')}\nexec ${join(this.binaries.binDir, 'postgres')} "$@"\n`,
+    )
+    await chmod(script, 0o755)
+    return { ...this.binaries, binDir }
   }
 
   async stop(): Promise<void> {

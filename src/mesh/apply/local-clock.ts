@@ -38,6 +38,11 @@ export class LocalClock {
     }
   }
 
+  /** By how many milliseconds `time` is ahead of the server's clock; negative when that is past it. */
+  aheadMs(time: PgTime): number {
+    return this.#base === undefined ? 0 : Number(time - this.#atLeast(this.#base)) / 1000
+  }
+
   /** Takes a new sample. */
   async refresh(): Promise<PgTime> {
     const time = await this.#sample()
