@@ -9,6 +9,12 @@ export type FrameHandler = (type: number, buffer: Buffer, start: number, end: nu
 const HEADER_BYTES = 5
 /** No server sends more: it is the largest piece of memory that PostgreSQL allocates for one. */
 export const MAX_BODY_BYTES = 0x3fff_ffff
+/**
+ * Messages of all other types are short; a longer one means that the stream is out of step.
+ * Source: libpq, fe-protocol3.c, VALID_LONG_MESSAGE_TYPE.
+ */
+const LONG_TYPES: ReadonlySet<number> = new Set(Buffer.from('TDdVENA'))
+const MAX_SHORT_BODY_BYTES = 30_000
 
 /**
  * Splits a byte stream into protocol messages (type byte, int32 length, body). A message that lies whole in one chunk is
@@ -86,7 +92,10 @@ export class FrameReader {
 
   #bodyLength(buffer: Buffer, at: number): number {
     const length = buffer.readInt32BE(at + 1)
-    if (length < 4 || length - 4 > this.maxBodyBytes) {
+    const limit = LONG_TYPES.has(buffer[at]!)
+      ? this.maxBodyBytes
+      : Math.min(this.maxBodyBytes, MAX_SHORT_BODY_BYTES)
+    if (length < 4 || length - 4 > limit) {
       throw new SternaError('PROTOCOL_VIOLATION', {
         address: this.#address,
         reason: `a message of type 0x${buffer[at]!.toString(16)} claims ${length} bytes`,

@@ -17,6 +17,8 @@ const START_TIMEOUT_MS = 30_000
 const XLOG_DATA = 0x77
 const KEEPALIVE = 0x6b
 const STATUS_UPDATE = 0x72
+/** Of a message of many megabytes each such part is a sign of life; bytes alone are not: a damaged length swallows them. */
+const SIGN_OF_LIFE_BYTES = 1024 * 1024
 const XLOG_HEADER_BYTES = 25
 
 export interface StreamOptions {
@@ -45,6 +47,7 @@ export class ReplicationStream {
   readonly #writer = new MessageWriter(256)
   #receivedLsn: Lsn = LSN_ZERO
   #lastReceivedAtMs = Date.now()
+  #bytesAtSign = 0
 
   private constructor(wire: WireSocket) {
     this.#wire = wire
@@ -79,7 +82,7 @@ export class ReplicationStream {
     return this.#receivedLsn
   }
 
-  /** Milliseconds since the Unix epoch of the last sign of life. */
+  /** Milliseconds since the Unix epoch of the last message, or of the last part of a long one. */
   get lastReceivedAtMs(): number {
     return this.#lastReceivedAtMs
   }
@@ -152,15 +155,21 @@ export class ReplicationStream {
     })
   }
 
+  #signOfLife(): void {
+    this.#lastReceivedAtMs = Date.now()
+    this.#bytesAtSign = this.#wire.bytesRead
+  }
+
   #deliverTo(handler: StreamHandler): void {
     const wire = this.#wire
     let failure: ServerError | undefined
     wire.onClose = (reason) => handler.onEnd(failure ?? reason)
     wire.onChunkEnd = () => {
-      this.#lastReceivedAtMs = Date.now()
+      if (wire.bytesRead - this.#bytesAtSign > SIGN_OF_LIFE_BYTES) this.#signOfLife()
       handler.onBatchEnd()
     }
     wire.onFrame = (type, buffer, start, end) => {
+      this.#signOfLife()
       if (type === BACKEND.copyData) {
         const kind = buffer[start]
         if (kind === XLOG_DATA) {

@@ -136,6 +136,11 @@ export class WireSocket {
     return this.#socket.writableLength
   }
 
+  /** Bytes received so far. */
+  get bytesRead(): number {
+    return this.#socket.bytesRead
+  }
+
   set maxBodyBytes(bytes: number) {
     this.#reader.maxBodyBytes = bytes
   }

@@ -60,7 +60,10 @@ async function anotherAgent(dsn: string): Promise<{ agent: TestAgent; status: ()
 }
 
 /** Waits until an agent says why it cannot serve its node. */
-async function says(ask: () => Promise<StatusJson>, code: string): Promise<{ message: string; hint: string }> {
+async function says(
+  ask: () => Promise<StatusJson>,
+  code: string,
+): Promise<{ message: string; hint: string }> {
   let last: StatusJson | undefined
   await waitUntil(`the agent says ${code}`, async () => {
     last = await ask()
@@ -119,9 +122,9 @@ describe('an agent whose own server cannot be used says so, and serves as soon a
       last = await status(n1)
       return !last.connected && last.last_error?.code === 'SERVER_UNREACHABLE'
     })
-    expect(last!.subscriptions.map(({ name, status: is, last_error: error }) => [name, is, error?.code])).toEqual([
-      ['sub_n1_n2', 'down', 'SERVER_UNREACHABLE'],
-    ])
+    expect(
+      last!.subscriptions.map(({ name, status: is, last_error: error }) => [name, is, error?.code]),
+    ).toEqual([['sub_n1_n2', 'down', 'SERVER_UNREACHABLE']])
     await n2.query(`insert into t values (2, 'while n1 was stopped')`)
     await downWith(n2, 'sub_n2_n1', 'SERVER_UNREACHABLE')
     await n1.server.start()

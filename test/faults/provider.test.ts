@@ -148,7 +148,8 @@ describe('a provider that cannot be used is said with code and remedy, and the o
       dsnWith(n2, { password: WRONG_PASSWORD }),
       dsnWith(n2, { database: 'nowhere' }),
     ]
-    for (const [i, dsn] of bad.entries()) await n1.query('select sterna.sub_create($1, $2)', [`many_${i}`, dsn])
+    for (const [i, dsn] of bad.entries())
+      await n1.query('select sterna.sub_create($1, $2)', [`many_${i}`, dsn])
     await waitUntil('they fail', async () => (await shown(n1, 'many_2')).last_error_code !== null)
     for (let id = 100; id < 110; id++) {
       const before = performance.now()

@@ -39,10 +39,7 @@ export function startFaultMesh(options: StartMeshOptions): Promise<TestMesh> {
 }
 
 /** The connection string of a node with something else in it. */
-export function dsnWith(
-  node: MeshTestNode,
-  changes: Partial<ReturnType<typeof parseDsn>>,
-): string {
+export function dsnWith(node: MeshTestNode, changes: Partial<ReturnType<typeof parseDsn>>): string {
   return formatDsn({ ...parseDsn(node.dsn), ...changes })
 }
 
@@ -125,7 +122,9 @@ export async function status(node: MeshTestNode): Promise<StatusJson> {
 export async function expectNoPasswords(mesh: TestMesh, more: readonly string[] = []): Promise<void> {
   for (const node of mesh.nodes) {
     for (const path of ['/status', '/ready', '/metrics', '/health']) {
-      const answer = await fetch(node.http + path, { headers: { connection: 'close' } }).catch(() => undefined)
+      const answer = await fetch(node.http + path, { headers: { connection: 'close' } }).catch(
+        () => undefined,
+      )
       if (answer) seen.push(await answer.text())
     }
     const views = ['status', 'nodes', 'tables', 'lag']
