@@ -159,6 +159,20 @@ describe('deletes and truncates win or lose by version, whatever arrives first',
     await everywhere('select v from t where id = 30', [])
   })
 
+  it("the key's type can change, and deletes still count", async () => {
+    await n1.exec('alter table public.t alter column id type bigint')
+    await mesh.settle()
+    await n2.exec('alter table t rename column id to code')
+    await mesh.settle()
+    await n1.query("insert into t values (10000000000, 'a')")
+    await mesh.settle()
+    cut()
+    await n2.query("update t set v = 'b' where code = 10000000000")
+    await n1.query('delete from t where code = 10000000000')
+    heal()
+    await everywhere('select v from t where code = 10000000000', [])
+  })
+
   it('tombstones go once every provider has shown that it is past them', async () => {
     await mesh.settle()
     await waitUntil(

@@ -443,6 +443,7 @@ begin
     select t.name, t.event, t.condition, t.routine, t.always
       from (values
         ('sterna_ddl_start', 'ddl_command_start', 'when tag in (''CREATE INDEX'', ''DROP INDEX'', ''ALTER TABLE'')', 'on_ddl_start', false),
+        ('sterna_alter_start', 'ddl_command_start', 'when tag in (''ALTER TABLE'')', 'on_alter_table', true),
         ('sterna_ddl_end', 'ddl_command_end', '', 'on_ddl_end', false),
         ('sterna_ddl_drop', 'sql_drop', '', 'on_ddl_end', false),
         ('sterna_ddl_rewrite', 'table_rewrite', '', 'on_table_rewrite', false),
@@ -520,6 +521,7 @@ begin
     end $b$ $f$, v_function);
   execute format('alter function %s(text) owner to %I', v_function, role_name);
   perform set_config('search_path', search_path, true);
+  perform sterna.rekey_unhook(command, search_path);
   execute pg_catalog.format('select %s($1)', v_function) using command;
   perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
   execute format('drop function %s(text)', v_function);

@@ -270,6 +270,45 @@ begin
   return v_count;
 end $$;
 
+-- PostgreSQL refuses to change the type of a column that a trigger names, and sterna_rekey names the key. So a statement that may
+-- change a type takes that trigger off first; tombstone_attach puts it back at the end of the statement.
+create function sterna.rekey_unhook(command text, caller_path text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp set standard_conforming_strings = on
+set sterna.ddl_replication = off set sterna.bookkeeping = on set client_min_messages = error as $$
+declare
+  v_skeleton constant text := sterna.ddl_skeleton(command);
+  v_name text;
+  v_table oid;
+  v_leaf record;
+begin
+  if v_skeleton !~* '\malter\s+table\M' or v_skeleton !~* '\mtype\M' then
+    return;
+  end if;
+  for v_name in
+    select m[1] from regexp_matches(v_skeleton,
+      '\malter\s+table\s+(?:if\s+exists\s+)?(?:only\s+)?((?:"(?:[^"]|"")+"|[^\s".;*]+)(?:\s*\.\s*(?:"(?:[^"]|"")+"|[^\s".;*]+))?)', 'gi') m
+  loop
+    perform set_config('search_path', replace(caller_path, '"$user"', quote_ident(session_user)), true);
+    v_table := pg_catalog.to_regclass(v_name);
+    perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+    continue when v_table is null or not exists (select from sterna.guarded g where g.table_oid = sterna.root_table(v_table));
+    for v_leaf in
+      select t.tgrelid::regclass as name from pg_trigger t
+       where t.tgname = 'sterna_rekey'
+         and t.tgrelid in (select sterna.root_table(v_table) union select p.relid from pg_partition_tree(sterna.root_table(v_table)) p)
+    loop
+      execute format('drop trigger sterna_rekey on %s', v_leaf.name);
+    end loop;
+    delete from sterna.guarded g where g.table_oid = sterna.root_table(v_table);
+  end loop;
+end $$;
+
+-- Without a search_path of its own, which would hide the caller's.
+create function sterna.on_alter_table() returns event_trigger language plpgsql security definer as $$
+begin
+  perform sterna.rekey_unhook(pg_catalog.current_query(), pg_catalog.current_setting('search_path'));
+end $$;
+
 -- Tables of nodes that were made before.
 do $$
 begin
@@ -282,6 +321,8 @@ end $$;
 
 revoke all on function sterna.root_table(oid) from public;
 revoke all on function sterna.key_hash_sql(oid, text[]) from public;
+revoke all on function sterna.rekey_unhook(text, text) from public;
+revoke all on function sterna.on_alter_table() from public;
 revoke all on function sterna.tombstone_lock(oid) from public;
 revoke all on function sterna.change_is_older(xid) from public;
 revoke all on function sterna.tombstone_attach(oid) from public;
