@@ -75,14 +75,15 @@ export function planTable(remote: RemoteRelation, local: LocalTable | null, node
   const keyPositions = key.map((name) => {
     const position = remote.columns.findIndex((column) => column.name === name)
     const sent = position >= 0 && (remote.columns[position]!.isKey || remote.replicaIdentity === 'n')
-    if (!sent) throw new SternaError('KEY_DIFFERS', { ...where, local: key, remote: keyNames(remote) })
+    if (!sent)
+      throw new SternaError('KEY_DIFFERS', { ...where, local: key, remote: orNone(keyNames(remote)) })
     return position
   })
   const remoteKey = keyNames(remote)
   if (remote.replicaIdentity !== 'f' && remoteKey.length > 0 && remoteKey.length !== key.length) {
     throw new SternaError('KEY_DIFFERS', {
       ...where,
-      local: key.length > 0 ? key : ['none'],
+      local: orNone(key),
       remote: remoteKey,
     })
   }
@@ -108,6 +109,11 @@ export function planTable(remote: RemoteRelation, local: LocalTable | null, node
 
 function keyNames(remote: RemoteRelation): string[] {
   return remote.columns.filter((column) => column.isKey).map((column) => column.name)
+}
+
+/** Names for a message. */
+function orNone(names: readonly string[]): readonly string[] {
+  return names.length > 0 ? names : ['none']
 }
 
 /**
