@@ -30,6 +30,7 @@ test.each([
   'postgresql://ann:start@hunter2?user=rest@db/app',
   'postgresql://ann:start&hunter2=1@db/app?x=y',
   'postgresql://ann:pw@db/app?hunter2=1',
+  'postgresql://db/app?password=start&hunter2=1',
   'postgresql://ann:hunter2%zz@db/app',
   'postgresql://ann:hunter2%00@db/app',
   'postgresql://ann:hunter2',
