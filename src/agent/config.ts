@@ -18,6 +18,8 @@ export interface AgentConfig {
   readonly heartbeatIntervalMs: number
   /** Clock differences beyond it raise an alarm. */
   readonly maxClockSkewMs: number
+  /** A slot that makes a provider keep more WAL raises an alarm, critical at ten times as much. */
+  readonly slotWalWarningMb: number
   readonly pidFile: string | undefined
 }
 
@@ -38,6 +40,7 @@ export interface LoadedConfig {
 const DEFAULT_HTTP = '127.0.0.1:7101'
 const DEFAULT_HEARTBEAT_INTERVAL_MS = 1000
 const DEFAULT_MAX_CLOCK_SKEW_MS = 1000
+const DEFAULT_SLOT_WAL_WARNING_MB = 1024
 
 /**
  * Reads and checks the configuration of an agent.
@@ -57,6 +60,7 @@ export function loadConfig(sources: ConfigSources): LoadedConfig {
     logLevel: optional(given, 'log_level') ?? 'info',
     heartbeatIntervalMs: optional(given, 'heartbeat_interval_ms') ?? DEFAULT_HEARTBEAT_INTERVAL_MS,
     maxClockSkewMs: optional(given, 'max_clock_skew_ms') ?? DEFAULT_MAX_CLOCK_SKEW_MS,
+    slotWalWarningMb: optional(given, 'slot_wal_warning_mb') ?? DEFAULT_SLOT_WAL_WARNING_MB,
     pidFile: optional(given, 'pid_file'),
   }
   if (config.http && !isLoopback(config.http.host) && config.httpToken === undefined) {

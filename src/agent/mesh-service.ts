@@ -11,5 +11,6 @@ export const createMeshService: ServiceFactory = (config, { log, httpAddress }) 
     httpAddress: httpAddress ?? null,
     heartbeatIntervalMs: config.heartbeatIntervalMs,
     maxClockSkewMs: config.maxClockSkewMs,
+    slotWalWarningBytes: config.slotWalWarningMb * 1024 ** 2,
     log: log.child({ component: 'mesh' }),
   })

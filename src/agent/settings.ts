@@ -75,6 +75,13 @@ export const SETTINGS = {
     option: undefined,
     secret: false,
   },
+  slot_wal_warning_mb: {
+    schema: wholeNumber(1, 100_000_000),
+    expected: 'a whole number of megabytes from 1 to 100000000',
+    variable: 'STERNA_SLOT_WAL_WARNING_MB',
+    option: undefined,
+    secret: false,
+  },
   pid_file: {
     schema: z.string().min(1),
     expected: 'a path',

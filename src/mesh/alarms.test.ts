@@ -27,6 +27,7 @@ function facts(
     connected: true,
     lastError: null,
     maxClockSkewMs: 500,
+    slotWalWarningBytes: GB,
     subscriptions: [{ report: report as SubscriptionReport, clockAheadMs, walStatus }],
     ...change,
   }

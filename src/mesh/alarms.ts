@@ -1,7 +1,7 @@
 import type { Alarm, ReportedError, SubscriptionReport } from './report.ts'
 
-const RETAINED_WARNING_BYTES = 1024 ** 3
-const RETAINED_CRITICAL_BYTES = 10 * 1024 ** 3
+/** A slot that keeps so many times more WAL than what gives a warning is critical. */
+const CRITICAL_FACTOR = 10
 
 /** What alarms are decided from. */
 export interface AlarmFacts {
@@ -9,6 +9,7 @@ export interface AlarmFacts {
   readonly connected: boolean
   readonly lastError: ReportedError | null
   readonly maxClockSkewMs: number
+  readonly slotWalWarningBytes: number
   readonly subscriptions: readonly {
     readonly report: SubscriptionReport
     readonly clockAheadMs: number
@@ -57,9 +58,9 @@ export function alarmsOf(facts: AlarmFacts): Alarm[] {
           'The changes in between are gone. Drop the subscription, bring the data to the same state, and create it again; raise max_slot_wal_keep_size at the provider.',
         severity: 'critical',
       })
-    } else if (retained > RETAINED_WARNING_BYTES || walStatus === 'unreserved') {
+    } else if (retained > facts.slotWalWarningBytes || walStatus === 'unreserved') {
       // "extended" only says that more than max_wal_size is kept, which is as little as the warning itself.
-      const critical = retained > RETAINED_CRITICAL_BYTES || walStatus === 'unreserved'
+      const critical = retained > facts.slotWalWarningBytes * CRITICAL_FACTOR || walStatus === 'unreserved'
       alarms.push({
         name: 'slot_retains_wal',
         subject: report.name,

@@ -39,6 +39,7 @@ export interface MeshServiceOptions {
   readonly httpAddress: string | null
   readonly heartbeatIntervalMs: number
   readonly maxClockSkewMs: number
+  readonly slotWalWarningBytes: number
   readonly log: Log
 }
 
@@ -128,6 +129,7 @@ export class MeshService {
       connected: this.#connected,
       lastError: this.#lastError,
       maxClockSkewMs: this.#options.maxClockSkewMs,
+      slotWalWarningBytes: this.#options.slotWalWarningBytes,
       subscriptions: facts,
     })
   }
