@@ -4,8 +4,8 @@ import { ERROR_CODES } from './error-codes.ts'
 import { messageOf, SternaError } from './errors.ts'
 
 test('facts fill message and hint; what is missing is a question mark', () => {
-  const error = new SternaError('KEY_DIFFERS', { table: 'a.b', local: ['id', 'x'], remote: undefined })
-  expect(error.message).toBe('table a.b has key (id, x) here and (?) at the provider')
+  const error = new SternaError('KEY_DIFFERS', { table: 'a.b', local: ['id', 'x'], node: 'n1' })
+  expect(error.message).toBe('table a.b has key (id, x) on n1 and (?) on ?')
   expect(error.hint).toContain('Give a.b the same primary key')
   expect(error.toJSON()).toEqual({ code: 'KEY_DIFFERS', message: error.message, hint: error.hint })
   expect([error.retry, error.exitCode]).toEqual([true, 3])
