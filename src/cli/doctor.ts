@@ -103,7 +103,8 @@ export function findingLines(findings: readonly Finding[], paint: Paint): string
     const lines = [`${paint(tone, label)}  ${paint('bold', subject)}  ${printable(finding.what)}`]
     if (finding.fix)
       lines.push(...finding.fix.split('\n').map((line, at) => `       ${at === 0 ? 'fix:' : '    '} ${line}`))
-    return [...lines, '']
+    lines.push('')
+    return lines
   })
 }
 
