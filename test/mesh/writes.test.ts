@@ -10,6 +10,8 @@ import { waitUntil } from '../harness/wait.ts'
 const SCHEMA = `
   create table item (id int primary key, v text not null);
   create table counted (id bigserial primary key, node text not null, n int not null);
+  create table decimal_key (k numeric primary key, v text not null);
+  create table real_key (k float8, n int, v text, primary key (k, n));
   create table tie (id int primary key, node text not null);
   create procedure write_at(keys int, first timestamptz, gap interval, me text) language plpgsql as $$
   begin
@@ -106,6 +108,27 @@ describe.skipIf(layout.missing !== null)(`writes on several nodes, ${layout.name
       [subscriptionName('n2', 'n1')],
     )
     expect(shown!.conflicts['insert_exists']).toBe(1)
+  })
+
+  test('of two keys that are equal but look different, that of the later row stands everywhere', async () => {
+    cut(mesh, n1, n2)
+    await n1.exec(`insert into decimal_key values (1.0, 'first'), (2, 'x')`)
+    await n1.exec(`insert into real_key values ('0', 1, 'first')`)
+    await arrives(n1, nodes.slice(2), 'select from real_key where n = 1')
+    await n2.exec(`insert into decimal_key values (1.00, 'second')`)
+    await n2.exec(`insert into real_key values ('-0', 1, 'second')`)
+    heal(mesh, n1, n2)
+    await mesh.settle()
+    for (const node of nodes) {
+      const decimals = await node.query('select k::text, v from decimal_key order by decimal_key.k')
+      expect(decimals, `on ${node.name}`).toEqual([
+        { k: '1.00', v: 'second' },
+        { k: '2', v: 'x' },
+      ])
+      expect(await node.query('select k::text, v from real_key'), `on ${node.name}`).toEqual([
+        { k: '-0', v: 'second' },
+      ])
+    }
   })
 
   // Timestamps cannot be dictated: a transaction that carries an origin's timestamp carries its origin too, and is not

@@ -17,6 +17,8 @@ export interface LocalTable {
   readonly kind: 'r' | 'p'
   readonly columns: readonly LocalColumn[]
   readonly key: readonly string[] | null
+  /** Columns of the key of which equal values can look different, such as the numerics 1.0 and 1.00. */
+  readonly looseKey?: readonly string[]
   /** Oid by which the table's tombstones and guard functions are known; null: it has none. */
   readonly guardOid: number | null
 }
@@ -48,6 +50,8 @@ export interface TablePlan {
   readonly needsText: boolean
   readonly typeDifferences: readonly TypeDifference[]
   readonly guardOid: number | null
+  /** Columns of the key that are set along with the others: equal values of theirs can look different. */
+  readonly loosePositions: ReadonlySet<number>
   /** Generated-always identity columns, which an UPDATE cannot set. */
   readonly fixedPositions: ReadonlySet<number>
 }
@@ -103,6 +107,7 @@ export function planTable(remote: RemoteRelation, local: LocalTable | null, node
     needsText: typeDifferences.length > 0 || columns.some((column) => column.binaryUnsafe),
     typeDifferences,
     guardOid: local.guardOid,
+    loosePositions: new Set(keyPositions.filter((_, i) => local.looseKey?.includes(key[i]!))),
     fixedPositions: new Set(columns.flatMap((column, position) => (column.identityAlways ? [position] : []))),
   }
 }
@@ -135,7 +140,9 @@ export function putSql(plan: TablePlan, originNodeId: number): string {
   if (plan.keyPositions.length === 0) return insert
   const key = plan.keyPositions.map((position) => names[position])
   const settable = names.filter(
-    (_, position) => !plan.keyPositions.includes(position) && !plan.fixedPositions.has(position),
+    (_, position) =>
+      (!plan.keyPositions.includes(position) || plan.loosePositions.has(position)) &&
+      !plan.fixedPositions.has(position),
   )
   const settableKey = key.filter((_, i) => !plan.fixedPositions.has(plan.keyPositions[i]!))
   if (settable.length + settableKey.length === 0) return putFixedSql(plan, originNodeId)

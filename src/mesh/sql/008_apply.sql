@@ -68,7 +68,20 @@ begin
       from pg_catalog.pg_index i
       where i.indrelid = c.oid and i.indimmediate and i.indisvalid
         and ((c.relreplident = 'i' and i.indisreplident) or (c.relreplident <> 'i' and i.indisprimary))
-      limit 1))
+      limit 1),
+    'looseKey', (
+      select coalesce(jsonb_agg(a.attname order by k.position), '[]')
+      from pg_catalog.pg_index i
+      cross join lateral unnest(i.indkey, i.indclass, i.indcollation) with ordinality as k(attnum, opclass, collation_oid, position)
+      join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attnum = k.attnum
+      join pg_catalog.pg_opclass o on o.oid = k.opclass
+      where i.indrelid = c.oid and i.indimmediate and i.indisvalid and k.position <= i.indnkeyatts
+        and ((c.relreplident = 'i' and i.indisreplident) or (c.relreplident <> 'i' and i.indisprimary))
+        -- A btree support function 4 says that equal values are the same bytes, under a deterministic collation.
+        and (not exists (select from pg_catalog.pg_amproc p
+                          where p.amprocfamily = o.opcfamily and p.amproclefttype = o.opcintype
+                            and p.amprocrighttype = o.opcintype and p.amprocnum = 4)
+             or exists (select from pg_catalog.pg_collation l where l.oid = k.collation_oid and not l.collisdeterministic))))
   from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
   where n.nspname = schema_name and c.relname = table_name and c.relkind in ('r', 'p'));
 end $$;
