@@ -1,3 +1,5 @@
+import { PgConnection } from '../postgres/connection.ts'
+import { waitUntil } from '../../test/harness/wait.ts'
 import { afterAll, beforeAll, expect, it } from 'vitest'
 
 import { startServers, type TestServers } from '../../test/harness/servers.ts'
@@ -67,6 +69,14 @@ it('COPY TO STDOUT gives its data; COPY FROM STDIN is refused and does not hang'
 
 it('a statement is cancelled, and the session goes on', async () => {
   const sleeping = run('select pg_sleep(60)')
+  const watcher = await PgConnection.connect(servers.nodes[0]!.dsn)
+  await waitUntil('it runs', async () => {
+    const { rows } = await watcher.query(
+      "select from pg_stat_activity where query = 'select pg_sleep(60)' and state = 'active'",
+    )
+    return rows.length > 0
+  })
+  await watcher.close()
   await cancelStatement(wire)
   expect((await sleeping).failure).toMatchObject({ sqlstate: '57014' })
   expect((await run('select 1')).failure).toBeNull()

@@ -250,11 +250,7 @@ export class Applier {
     const hasOld = buffer[start + 5] !== TUPLE.new
     const newAt = hasOld ? this.#old.read(buffer, start + 6) : start + 5
     this.#new.read(buffer, newAt + 1)
-    if (plan.keyPositions.length === 0) {
-      const { local: node, provider } = this.#options.nodes
-      const facts = { table: plan.label, node, provider, local: ['none'], remote: ['the whole row'] }
-      throw new SternaError('KEY_DIFFERS', facts)
-    }
+    this.#requireKey(plan)
     const oldIsWhole = buffer[start + 5] === TUPLE.old
     if (this.#new.hasUnchanged && oldIsWhole) this.#fillUnchangedFromOld()
     const keyChanged =
@@ -318,7 +314,16 @@ export class Applier {
     this.#closeBind(statement, true)
   }
 
+  /** A provider with REPLICA IDENTITY FULL sends updates and deletes of a table that has no key here. */
+  #requireKey(plan: TablePlan): void {
+    if (plan.keyPositions.length > 0) return
+    const { local: node, provider } = this.#options.nodes
+    const facts = { table: plan.label, node, provider, local: ['none'], remote: ['the whole row'] }
+    throw new SternaError('KEY_DIFFERS', facts)
+  }
+
   #remove(table: Table, plan: TablePlan, buffer: Buffer): void {
+    this.#requireKey(plan)
     table.remove ??= this.#session.prepare(
       deleteSql(plan, this.#options.originNodeId),
       [...plan.keyPositions.map((position) => plan.typeOids[position]!), TIMESTAMPTZ_OID],

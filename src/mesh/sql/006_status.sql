@@ -4,10 +4,14 @@
 create function sterna.mask_dsn(dsn text) returns text
 language sql immutable strict set search_path = pg_catalog, pg_temp as $$
   select case
-    when dsn ~* '^\s*postgres(ql)?://' then
-      regexp_replace(regexp_replace(dsn, '(://[^:/@]*):.*@', '\1:********@'), '([?&](ssl)?password=)[^&]*', '\1********', 'gi')
-    else regexp_replace(dsn, '((ssl)?password\s*=\s*)(''([^''\\]|\\.)*(''|$)|(\\.|\S)+)', '\1********', 'gi')
-  end
+    when dsn ~* '^\s*postgres(ql)?://' then case
+      -- Without an @ there is no log-in, unless it is a broken one.
+      when dsn ~ '@' or dsn ~ '^\s*\w+://[^:/?]*(:\d*)?([/?].*)?$' then
+        regexp_replace(regexp_replace(dsn, '(://[^:/@]*):.*@', '\1:********@'), '([?&](ssl)?password=)[^&]*', '\1********', 'gi')
+      else '********' end
+    when m.masked ~ '^\s*(\w+\s*=\s*(''([^''\\]|\\.)*''|(\\.|[^\s''\\])*)\s*)*$' then m.masked
+    else '********' end
+  from regexp_replace(dsn, '((ssl)?password\s*=\s*)(''([^''\\]|\\.)*(''|$)|(\\.|\S)+)', '\1********', 'gi') as m(masked)
 $$;
 
 -- Subscriptions and how they are. Security definer: an ordinary role may see this, but not the tables behind it.
