@@ -192,7 +192,9 @@ begin
           quote_ident(v_column.attname), relation::regclass
         using errcode = 'ST205',
               detail = 'Its default is not a constant, and each node evaluates it for itself.',
-              hint = case when v_column.attidentity = '' then
+              hint = case when 'default_insert_only' = any (sterna.table_sets(relation)) then
+                'Updates of a table without a key are not replicated, so: create a table with the column, insert the rows into it, drop this one, rename.'
+              when v_column.attidentity = '' then
                 'Add the column without the default, then "alter column ... set default ...", then update the rows: that is all replicated.'
               else 'Add the column without identity, fill it by an update, make it not null, then "alter column ... add generated ...".' end;
     end if;
