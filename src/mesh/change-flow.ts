@@ -2,6 +2,7 @@ import { SternaError } from '../core/errors.ts'
 import { LSN_ZERO, type Lsn } from '../core/lsn.ts'
 import { unixMsOf } from '../core/pg-time.ts'
 import { parseBegin, PGOUTPUT } from '../pgwire/pgoutput.ts'
+import type { PgConnection } from '../postgres/connection.ts'
 import type { ConnectTarget } from '../postgres/dsn.ts'
 import { ReplicationStream, type StreamHandler } from '../postgres/replication-stream.ts'
 import { ServerError } from '../postgres/server-error.ts'
@@ -37,6 +38,8 @@ export interface FlowOptions {
   readonly applyDelayMs: number
   readonly clock: LocalClock
   readonly localWal: () => Promise<LocalWal>
+  /** Runs in the session that will apply, before it does. Rejects to end the flow. */
+  readonly beforeApply: (session: PgConnection) => Promise<void>
   readonly onClockAhead: (aheadMs: number) => void
   /** Everything that was committed before it is applied and durable here, or does not concern us. */
   readonly startLsn: Lsn
@@ -123,6 +126,7 @@ export class ChangeFlow implements StreamHandler, ApplyHandler {
         `${options.applicationName} apply`,
         { name: options.originName, nodeId: options.originNodeId },
         this,
+        options.beforeApply,
       )
       this.#applier = new Applier({
         session: this.#session,

@@ -21,6 +21,7 @@ const HEALTHY_AFTER_MS = 5000
 const CATCHING_UP_SECONDS = 10
 /** What sterna.peer_upsert raises. */
 const IDENTITY_CLASH = 'ST111'
+const DEFINITION_CHANGED_PAUSE_MS = 100
 const INTERNAL_PUBLICATION = 'sterna_internal'
 
 /** What subscriptions share: the node's own server, seen by one connection. */
@@ -105,6 +106,10 @@ export class Subscription {
           continue
         }
         if (error instanceof SetsChange) continue
+        if (error instanceof DefinitionChanged) {
+          await pause(DEFINITION_CHANGED_PAUSE_MS, signal)
+          continue
+        }
         if (error instanceof UpToReached) {
           this.#laterSets = undefined
           this.#startLsn = error.upTo
@@ -335,6 +340,7 @@ export class Subscription {
         onClockAhead: (ms) => {
           this.#changeAhead = { ms, atMs: Date.now() }
         },
+        beforeApply: (session) => this.#requireUnchanged(session),
         startLsn: this.#startLsn,
         upTo: this.#laterSets?.at,
         onApplied: () => {
@@ -364,6 +370,19 @@ export class Subscription {
       // The monitor may wait for an answer that never comes.
       await Promise.all([link.close(), monitored])
     }
+  }
+
+  /**
+   * Who changes the sets of a subscription ends its apply session and holds the row until that is committed: what comes
+   * after must not be taken with the old sets, which would pass over changes of the new one.
+   */
+  async #requireUnchanged(session: PgConnection): Promise<void> {
+    const row = await session.row<{ sets: string[] }>(
+      'select replication_sets::text[] as sets from sterna.subscription where sub_name = $1 for share',
+      [this.#definition.name],
+    )
+    if (JSON.stringify(row?.sets) !== JSON.stringify(this.#definition.replicationSets))
+      throw new DefinitionChanged()
   }
 
   /** Looks at the provider once a second, for lag and for what the slot holds. */
@@ -422,6 +441,9 @@ export class Subscription {
     return new SternaError('STILL_IN_USE', facts, error)
   }
 }
+
+/** The subscription is defined otherwise by now: another object takes over in a moment. */
+class DefinitionChanged extends Error {}
 
 /** Stream again, without the sets that were made later than what comes next. */
 class SetsChange extends Error {}

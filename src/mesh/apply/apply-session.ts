@@ -19,6 +19,7 @@ import { WireSocket } from '../../postgres/wire-socket.ts'
 
 /** Above this many bytes waiting for the server, the applier stops taking changes. */
 const MAX_UNSENT_BYTES = 1024 * 1024
+const OPEN_TIMEOUT_MS = 30_000
 const FLUSH_BYTES = 48 * 1024
 
 /** Whatever the role's or the database's own settings are: each of these changes what a value means or whether it goes in. */
@@ -138,13 +139,16 @@ export class ApplySession {
     applicationName: string,
     origin: { readonly name: string; readonly nodeId: number },
     handler: ApplyHandler,
+    check: (connection: PgConnection) => Promise<void>,
   ): Promise<ApplySession> {
     const wire = await WireSocket.open(target, {
       applicationName,
       parameters: { ...APPLY_SETTINGS, 'sterna.change_node': String(origin.nodeId) },
     })
     const connection = PgConnection.over(wire)
+    connection.defaultTimeoutMs = OPEN_TIMEOUT_MS
     try {
+      await check(connection)
       await connection.query('select pg_replication_origin_session_setup($1)', [origin.name])
       const row = await connection.row<{ lsn: string | null }>(
         "select pg_replication_origin_session_progress(false) - '0/0'::pg_lsn as lsn",

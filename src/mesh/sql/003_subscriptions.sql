@@ -207,7 +207,20 @@ begin
   return true;
 end $$;
 
--- Adds one of the provider's sets to a subscription, for changes from now on. False where it has it already.
+-- Ends the session in which a subscription is applied. The agent opens another one, which waits while the subscription's
+-- row is locked and takes notice of what it says then.
+create function sterna.end_apply(subscription_name name) returns void
+language sql security definer set search_path = pg_catalog, pg_temp as $$
+  select pg_terminate_backend(a.pid, 10000)
+    from sterna.local_node l join sterna.node n on n.node_id = l.node_id,
+         pg_catalog.pg_stat_activity a
+   where a.datname = current_database()
+     and a.application_name = left(format('sterna %s %s apply', n.node_name, end_apply.subscription_name), 63)
+$$;
+revoke all on function sterna.end_apply(name) from public;
+
+-- Adds one of the provider's sets to a subscription, for all changes that are committed at the provider after this. False
+-- where it has it already.
 create function sterna.sub_add_repset(subscription_name name, replication_set name) returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
@@ -218,7 +231,11 @@ begin
   end if;
   update sterna.subscription s set replication_sets = s.replication_sets || sub_add_repset.replication_set::text
    where s.sub_name = subscription_name and not sub_add_repset.replication_set::text = any (s.replication_sets);
-  return found;
+  if not found then
+    return false;
+  end if;
+  perform sterna.end_apply(subscription_name);
+  return true;
 end $$;
 
 -- Takes a set out of a subscription. False where it does not have it. Raises ST135 for the last one.
