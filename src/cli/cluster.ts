@@ -19,6 +19,7 @@ const AGENTS_READY_MS = 120_000
 interface CreateOptions {
   readonly node?: readonly string[]
   readonly region?: readonly string[]
+  readonly acceptDifferentData?: boolean
   readonly startAgents?: boolean
   readonly httpPort: number
   readonly json?: boolean
@@ -38,6 +39,10 @@ function createCommand(): Command {
     .argument('<name>', 'name of the cluster')
     .addOption(new Option('--node <name=dsn>', 'a node; give it for each').argParser(collect))
     .addOption(new Option('--region <name=region>', 'where a node lives').argParser(collect))
+    .option(
+      '--accept-different-data',
+      'go on although tables have unequal numbers of rows: nothing makes them equal',
+    )
     .option('--start-agents', 'run the agents here, in the background, and wait until all replicates')
     .addOption(
       new Option('--http-port <port>', "port of the first agent's HTTP server; the others count up")
@@ -74,6 +79,11 @@ async function runCreate(name: string, options: CreateOptions): Promise<void> {
   const worthSaying = examination.findings.filter(({ severity }) => severity !== 'info')
   note(...findingLines(worthSaying, paintFor(process.stderr)))
   if (blocked) throw blocked
+  const unequal = examination.findings.flatMap((finding) =>
+    finding.check === 'data_differs' ? [finding.object ?? '?'] : [],
+  )
+  if (unequal.length > 0 && !options.acceptDifferentData)
+    throw new SternaError('DATA_DIFFERS', { tables: unequal })
   await createMesh(nodes, { name, onProgress: note })
 
   const clusterFile = resolve(`${name}.cluster.json`)

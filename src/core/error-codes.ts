@@ -183,6 +183,21 @@ export const ERROR_CODES = {
     retry: true,
     exitCode: 5,
   },
+  DATA_DIFFERS: {
+    message: 'the servers do not hold the same rows in {tables}',
+    cause: 'Existing rows are not copied yet: a mesh of databases that differ stays different.',
+    action: 'Make the data equal first (pg_dump --data-only | psql), or say --accept-different-data.',
+    retry: false,
+    exitCode: 3,
+  },
+  SCHEMA_EDITED: {
+    message: 'schema sterna at {address} was made by another build of Sterna: migration {migration} differs',
+    cause: 'The database was set up by a development version, whose migrations were changed afterwards.',
+    action:
+      'Make the cluster anew (for a local one: sterna down --destroy, then sterna up), or use the build that made it.',
+    retry: false,
+    exitCode: 3,
+  },
   SCHEMA_NEWER: {
     message: 'schema sterna at {address} has version {version}, and this Sterna knows versions up to {known}',
     cause: 'A newer release of Sterna has set this database up.',
@@ -324,8 +339,7 @@ export const ERROR_CODES = {
     exitCode: 3,
   },
   COLUMN_MISSING: {
-    message:
-      'column {column} of table {table} is replicated from {provider} but {problem} on {node}',
+    message: 'column {column} of table {table} is replicated from {provider} but {problem} on {node}',
     cause:
       'The schemas differ: the column is missing on this node, or is generated here and not at the provider.',
     action:
@@ -368,7 +382,8 @@ export const ERROR_CODES = {
   },
   STILL_IN_USE: {
     message: 'an earlier session of {subscription} has not ended yet at {address}: {reason}',
-    cause: 'The connection broke, and that server has not noticed yet; its session keeps the slot or the origin.',
+    cause:
+      'The connection broke, and that server has not noticed yet; its session keeps the slot or the origin.',
     action:
       'Wait: it ends by itself, after wal_sender_timeout at the latest, or when the lock it waits for is released.',
     retry: true,

@@ -19,6 +19,7 @@ import type { Log } from './log.ts'
 import { requirePrivileges } from './privileges.ts'
 import type { Alarm, NodeReport, ReportedError, SubscriptionReport } from './report.ts'
 import { requireVersion } from './server-version.ts'
+import { installSchema } from './schema.ts'
 import { cleanSlots } from './slot-cleanup.ts'
 import { writeState } from './state-writer.ts'
 import { Subscription, type SubscriptionSurroundings } from './subscription.ts'
@@ -223,7 +224,11 @@ export class MeshService {
     const { wal_level: walLevel, timestamps, installed } = server!
     if (walLevel !== 'logical') throw new SternaError('WAL_LEVEL_TOO_LOW', { address, walLevel })
     if (timestamps !== 'on') throw new SternaError('COMMIT_TIMESTAMPS_OFF', { address })
-    if (installed) await requirePrivileges(control, 'agent', target.user)
+    if (installed) {
+      await requirePrivileges(control, 'agent', target.user)
+      // A newer release of Sterna brings its migrations along.
+      await installSchema(control)
+    }
     const local = installed ? await readLocalNode(control) : null
     if (!local) throw new SternaError('PROVIDER_NOT_A_NODE', { address })
     if (local.nodeName !== node)

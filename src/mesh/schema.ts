@@ -40,7 +40,7 @@ export async function readMigrations(directory: string = DIRECTORY): Promise<Mig
 /**
  * Brings schema `sterna` in this database to the form of this release: runs the migrations that are not recorded yet,
  * each in one transaction. Idempotent; of several callers at once, one does the work and the others wait.
- * @throws SCHEMA_NEWER; what SQL throws
+ * @throws SCHEMA_NEWER; SCHEMA_EDITED; what SQL throws
  */
 export async function installSchema(conn: PgConnection): Promise<void> {
   const migrations = await readMigrations()
@@ -48,7 +48,7 @@ export async function installSchema(conn: PgConnection): Promise<void> {
   try {
     const applied = await readApplied(conn)
     const newestKnown = migrations.at(-1)?.version ?? 0
-    const newestApplied = Math.max(0, ...applied)
+    const newestApplied = Math.max(0, ...applied.keys())
     if (newestApplied > newestKnown) {
       throw new SternaError('SCHEMA_NEWER', {
         address: conn.address,
@@ -56,20 +56,29 @@ export async function installSchema(conn: PgConnection): Promise<void> {
         known: newestKnown,
       })
     }
-    for (const migration of migrations) if (!applied.has(migration.version)) await run(conn, migration)
+    for (const migration of migrations) {
+      const sha = applied.get(migration.version)
+      if (sha === undefined) await run(conn, migration)
+      else if (sha !== migration.sha) {
+        throw new SternaError('SCHEMA_EDITED', { address: conn.address, migration: migration.name })
+      }
+    }
   } finally {
     // Fails only with the session, and the lock is gone with that.
     await conn.query('select pg_catalog.pg_advisory_unlock($1)', [LOCK_KEY]).catch(() => {})
   }
 }
 
-async function readApplied(conn: PgConnection): Promise<Set<number>> {
+/** The checksums of the applied migrations, by version. */
+async function readApplied(conn: PgConnection): Promise<Map<number, string>> {
   const found = await conn.row<{ present: boolean }>(
     `select pg_catalog.to_regclass('sterna.schema_migration') is not null as present`,
   )
-  if (!found?.present) return new Set()
-  const { rows } = await conn.query<{ version: number }>('select version from sterna.schema_migration')
-  return new Set(rows.map((row) => row.version))
+  if (!found?.present) return new Map()
+  const { rows } = await conn.query<{ version: number; sha: string }>(
+    'select version, sha from sterna.schema_migration',
+  )
+  return new Map(rows.map(({ version, sha }) => [version, sha]))
 }
 
 /**
