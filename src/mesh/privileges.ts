@@ -64,7 +64,7 @@ export async function explainRefusal(
   user: string,
 ): Promise<unknown> {
   if (sqlstateOf(error) !== '42501') return error
-  const missing = await missingPrivileges(conn, part).catch(() => [])
+  const missing = await missingOrNone(conn, part)
   if (missing.length > 0) return privilegeMissing(conn.address, user, missing, error)
   const facts = {
     address: conn.address,
@@ -73,6 +73,15 @@ export async function explainRefusal(
     remedy: 'Run "sterna doctor" with this connection string: it lists what is missing.',
   }
   return new SternaError('PRIVILEGE_MISSING', facts, error)
+}
+
+/** The connection may be gone by now; then there is only the refusal itself to say. */
+async function missingOrNone(conn: PgConnection, part: Part): Promise<MissingPrivilege[]> {
+  try {
+    return await missingPrivileges(conn, part)
+  } catch {
+    return []
+  }
 }
 
 function privilegeMissing(

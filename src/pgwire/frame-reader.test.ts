@@ -98,3 +98,24 @@ test('the limit of the handshake', () => {
   expect(readAll([encode({ type: 1, body })], 100)).toHaveLength(1)
   expect(() => readAll([encode({ type: 1, body: Buffer.alloc(101) })], 100)).toThrow('claims 105 bytes')
 })
+
+test('a long message of a type that is always short means that the stream is out of step', () => {
+  const ready = Buffer.from([0x5a, 0, 1, 0, 0])
+  expect(() => readAll([ready])).toThrow('claims 65536 bytes')
+})
+
+test('how a long message begins is shown once, before the rest of it is there, and can be refused', () => {
+  const message = encode({ type: 0x64, body: Buffer.alloc(40_000, 7) })
+  const heads: number[] = []
+  const reader = new FrameReader('here', () => {})
+  reader.checkLong = (type, head) => heads.push(type, head.length, head[0]!)
+  for (const byte of message.subarray(0, 100)) reader.push(Buffer.of(byte))
+  expect(heads).toEqual([0x64, 26, 7])
+  reader.push(message.subarray(100))
+  reader.push(encode({ type: 0x64, body: Buffer.alloc(40, 8) }))
+  expect(heads).toHaveLength(3)
+  reader.checkLong = () => {
+    throw new Error('refused')
+  }
+  expect(() => reader.push(message.subarray(0, 1000))).toThrow('refused')
+})

@@ -15,6 +15,8 @@ export const MAX_BODY_BYTES = 0x3fff_ffff
  */
 const LONG_TYPES: ReadonlySet<number> = new Set(Buffer.from('TDdVENA'))
 const MAX_SHORT_BODY_BYTES = 30_000
+/** So much of a long message is looked at before the rest is waited for. */
+const LONG_HEAD_BYTES = 26
 
 /**
  * Splits a byte stream into protocol messages (type byte, int32 length, body). A message that lies whole in one chunk is
@@ -25,10 +27,16 @@ const MAX_SHORT_BODY_BYTES = 30_000
 export class FrameReader {
   /** Largest body accepted. Small during the handshake, where anything large is not PostgreSQL. */
   maxBodyBytes: number
+  /**
+   * Told how a message of more than 30,000 bytes begins; throws to refuse it. A damaged length would swallow what follows
+   * for hours and look like a slow message.
+   */
+  checkLong: ((type: number, head: Buffer) => void) | undefined
   readonly #address: string
   #handler: FrameHandler
   #partial: Buffer | undefined
   #filled = 0
+  #isUncheckedLong = false
   readonly #header = Buffer.alloc(HEADER_BYTES)
   #headerFilled = 0
 
@@ -44,7 +52,7 @@ export class FrameReader {
 
   /**
    * Consumes a chunk and calls the handler for each message that it completes.
-   * @throws PROTOCOL_VIOLATION when a length cannot be right
+   * @throws PROTOCOL_VIOLATION when a length cannot be right; what `checkLong` throws
    */
   push(chunk: Buffer): void {
     let at = 0
@@ -54,6 +62,7 @@ export class FrameReader {
         chunk.copy(this.#partial, this.#filled, at, at + take)
         this.#filled += take
         at += take
+        if (this.#isUncheckedLong) this.#checkLong(this.#partial)
         if (this.#filled === this.#partial.length) {
           const whole = this.#partial
           this.#partial = undefined
@@ -88,6 +97,14 @@ export class FrameReader {
   #gather(source: Buffer, from: number, to: number, body: number): void {
     this.#partial = Buffer.allocUnsafe(HEADER_BYTES + body)
     this.#filled = source.copy(this.#partial, 0, from, to)
+    this.#isUncheckedLong = body > MAX_SHORT_BODY_BYTES
+    if (this.#isUncheckedLong) this.#checkLong(this.#partial)
+  }
+
+  #checkLong(message: Buffer): void {
+    if (this.#filled < HEADER_BYTES + LONG_HEAD_BYTES) return
+    this.#isUncheckedLong = false
+    this.checkLong?.(message[0]!, message.subarray(HEADER_BYTES, HEADER_BYTES + LONG_HEAD_BYTES))
   }
 
   #bodyLength(buffer: Buffer, at: number): number {

@@ -19,6 +19,8 @@ const KEEPALIVE = 0x6b
 const STATUS_UPDATE = 0x72
 /** Of a message of many megabytes each such part is a sign of life; bytes alone are not: a damaged length swallows them. */
 const SIGN_OF_LIFE_BYTES = 1024 * 1024
+/** The year 2100, in microseconds since 2000. */
+const LATEST_TIME = 3_155_760_000_000_000n
 const XLOG_HEADER_BYTES = 25
 
 export interface StreamOptions {
@@ -168,6 +170,11 @@ export class ReplicationStream {
       if (wire.bytesRead - this.#bytesAtSign > SIGN_OF_LIFE_BYTES) this.#signOfLife()
       handler.onBatchEnd()
     }
+    wire.checkLong = (type, head) => {
+      if (type === BACKEND.copyData && isXlogData(head)) return
+      const reason = 'a long message does not begin as it should'
+      throw new SternaError('PROTOCOL_VIOLATION', { address: wire.address, reason })
+    }
     wire.onFrame = (type, buffer, start, end) => {
       this.#signOfLife()
       if (type === BACKEND.copyData) {
@@ -205,4 +212,10 @@ export class ReplicationStream {
 /** A string in a replication command, whose grammar knows no escapes but the doubled quote. */
 function quotePluginValue(value: string): string {
   return `'${value.replaceAll("'", "''")}'`
+}
+
+/** Whether a message begins as one with data does: its kind, two positions, and a time of this century. */
+function isXlogData(head: Buffer): boolean {
+  const sentAt = head.readBigInt64BE(17)
+  return head[0] === XLOG_DATA && sentAt > 0n && sentAt < LATEST_TIME
 }

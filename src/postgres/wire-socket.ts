@@ -141,6 +141,11 @@ export class WireSocket {
     return this.#socket.bytesRead
   }
 
+  /** See FrameReader. */
+  set checkLong(check: (type: number, head: Buffer) => void) {
+    this.#reader.checkLong = check
+  }
+
   set maxBodyBytes(bytes: number) {
     this.#reader.maxBodyBytes = bytes
   }

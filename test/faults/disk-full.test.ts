@@ -7,7 +7,16 @@ import { afterAll, beforeAll, describe, expect, onTestFinished, test } from 'vit
 
 import type { MeshTestNode, TestMesh } from '../harness/mesh.ts'
 import { waitUntil } from '../harness/wait.ts'
-import { becomes, downWith, expectNoPasswords, only, replicates, shown, startFaultMesh } from './rig.ts'
+import {
+  becomes,
+  downWith,
+  expectClean,
+  expectEqual,
+  only,
+  replicates,
+  shown,
+  startFaultMesh,
+} from './rig.ts'
 
 const SIZE_MB = 300
 const ROWS = 60_000
@@ -59,21 +68,13 @@ describe.skipIf(disk === undefined)('the disk of the subscriber is full', () => 
   })
   afterAll(async () => {
     try {
-      await expectNoPasswords(mesh)
-      for (const { agent } of mesh.nodes) expect(agent.log).not.toMatch(/UNEXPECTED|crashed/)
+      await expectClean(mesh)
     } finally {
       await mesh.stop()
       execFileSync('umount', ['-l', disk!])
       rmSync(disk!, { recursive: true, force: true })
     }
   })
-
-  async function equalOnAllNodes(): Promise<void> {
-    await mesh.settle()
-    const sql = `select count(*) || ' ' || coalesce(sum(hashtextextended(x::text, 0)::numeric), 0) from t x`
-    const hashes = await Promise.all(mesh.nodes.map((node) => only(node, sql)))
-    expect(new Set(hashes).size, hashes.join(' | ')).toBe(1)
-  }
 
   test('its tablespace: the subscription is down with the reason, others go on, and with room it heals', async () => {
     const place = join(disk!, 'space')
@@ -97,7 +98,7 @@ describe.skipIf(disk === undefined)('the disk of the subscriber is full', () => 
     free()
     await becomes(n1, `select exists (select from t where id = 1)`, true, 60_000)
     expect(await only(n1, 'select count(*)::int from t')).toBe(ROWS)
-    await equalOnAllNodes()
+    await expectEqual(mesh, 't')
     await replicates(n1, 'sub_n1_n2')
     await n1.exec(`set sterna.ddl_replication = off`)
     await n1.exec('alter table t set tablespace pg_default')
@@ -131,6 +132,6 @@ describe.skipIf(disk === undefined)('the disk of the subscriber is full', () => 
     await n1.server.start()
     await becomes(n1, 'select exists (select from t where id = 4040000)', true, 60_000)
     await replicates(n1, 'sub_n1_n2')
-    await equalOnAllNodes()
+    await expectEqual(mesh, 't')
   }, 120_000)
 })

@@ -13,13 +13,13 @@ import {
   downWith,
   dsnWith,
   expectFree,
-  expectNoPasswords,
+  expectClean,
   only,
   PASSWORD,
   replicates,
   shown,
   startFaultMesh,
-  status,
+  statusOf,
   WRONG_PASSWORD,
 } from './rig.ts'
 
@@ -34,7 +34,7 @@ beforeAll(async () => {
 })
 afterAll(async () => {
   try {
-    await expectNoPasswords(
+    await expectClean(
       mesh,
       otherLogs.map((log) => log()),
     )
@@ -108,7 +108,7 @@ describe('an agent whose own server cannot be used says so, and serves as soon a
     await becomes(n1, 'select v from t where id = 1', 'while nobody served')
     await n1.agent.start()
     await waitUntil('the first one waits now', async () => {
-      return (await status(n1)).last_error?.code === 'AGENT_ALREADY_RUNNING'
+      return (await statusOf(n1)).last_error?.code === 'AGENT_ALREADY_RUNNING'
     })
     await second.agent.stop()
     await becomes(n1, 'select pid from sterna.agent_state', n1.agent.pid)
@@ -119,7 +119,7 @@ describe('an agent whose own server cannot be used says so, and serves as soon a
     await n1.server.stop()
     let last: StatusJson | undefined
     await waitUntil('the agent has noticed', async () => {
-      last = await status(n1)
+      last = await statusOf(n1)
       return !last.connected && last.last_error?.code === 'SERVER_UNREACHABLE'
     })
     expect(
@@ -130,7 +130,7 @@ describe('an agent whose own server cannot be used says so, and serves as soon a
     await n1.server.start()
     await becomes(n1, 'select v from t where id = 2', 'while n1 was stopped')
     await replicates(n2, 'sub_n2_n1')
-    expect((await status(n1)).connected).toBe(true)
+    expect((await statusOf(n1)).connected).toBe(true)
   })
 
   test('the agent is stopped for a while with load running: status says so, then it catches up', async () => {
@@ -156,7 +156,7 @@ describe('a server that lost a setting', () => {
     await n2.server.start({ wal_level: 'replica' })
     let own: StatusJson | undefined
     await waitUntil('its own agent says so', async () => {
-      own = await status(n2)
+      own = await statusOf(n2)
       return own.last_error?.code === 'WAL_LEVEL_TOO_LOW'
     })
     expect(own!.last_error!.message).toContain('wal_level=replica')
@@ -176,9 +176,9 @@ describe('a server that lost a setting', () => {
     await n2.server.stop()
     await n2.server.start({ track_commit_timestamp: 'off' })
     await waitUntil('its agent says so', async () => {
-      return (await status(n2)).last_error?.code === 'COMMIT_TIMESTAMPS_OFF'
+      return (await statusOf(n2)).last_error?.code === 'COMMIT_TIMESTAMPS_OFF'
     })
-    expect((await status(n2)).last_error!.hint).toContain('track_commit_timestamp = on')
+    expect((await statusOf(n2)).last_error!.hint).toContain('track_commit_timestamp = on')
     await n1.query(`insert into t values (11, 'while it was off')`)
     await n2.server.stop()
     await n2.server.start()

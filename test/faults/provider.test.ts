@@ -8,7 +8,7 @@ import {
   becomes,
   downWith,
   dsnWith,
-  expectNoPasswords,
+  expectClean,
   only,
   PASSWORD,
   replicates,
@@ -27,7 +27,7 @@ beforeAll(async () => {
 })
 afterAll(async () => {
   try {
-    await expectNoPasswords(mesh)
+    await expectClean(mesh)
   } finally {
     await mesh.stop()
   }

@@ -110,16 +110,24 @@ export async function only(node: MeshTestNode, sql: string): Promise<unknown> {
   return Object.values(row!)[0]
 }
 
-/** The agent's answer to GET /status. */
-export async function status(node: MeshTestNode): Promise<StatusJson> {
-  const response = await fetch(`${node.http}/status`, { headers: { connection: 'close' } })
-  const text = await response.text()
-  seen.push(text)
-  return JSON.parse(text) as StatusJson
+/** Waits until all is applied; then all nodes have the same rows in a table. */
+export async function expectEqual(mesh: TestMesh, table: string): Promise<void> {
+  await mesh.settle()
+  const sql = `select count(*) || ' ' || coalesce(sum(hashtextextended(x::text, 0)::numeric), 0) from ${table} x`
+  const hashes = await Promise.all(mesh.nodes.map((node) => only(node, sql)))
+  expect(hashes).toEqual(hashes.map(() => hashes[0]))
 }
 
-/** Everything that the tests have produced and that others may read is free of passwords. */
-export async function expectNoPasswords(mesh: TestMesh, more: readonly string[] = []): Promise<void> {
+/** The agent's answer to GET /status. */
+export async function statusOf(node: MeshTestNode): Promise<StatusJson> {
+  const response = await fetch(`${node.http}/status`, { headers: { connection: 'close' } })
+  const body = await response.text()
+  seen.push(body)
+  return JSON.parse(body) as StatusJson
+}
+
+/** No agent has met a bug, and everything that the tests have produced and that others may read is free of passwords. */
+export async function expectClean(mesh: TestMesh, more: readonly string[] = []): Promise<void> {
   for (const node of mesh.nodes) {
     for (const path of ['/status', '/ready', '/metrics', '/health']) {
       const answer = await fetch(node.http + path, { headers: { connection: 'close' } }).catch(
@@ -130,6 +138,7 @@ export async function expectNoPasswords(mesh: TestMesh, more: readonly string[] 
     const views = ['status', 'nodes', 'tables', 'lag']
     for (const view of views) seen.push(text(await node.query(`select * from sterna.${view}`)))
   }
+  for (const { agent } of mesh.nodes) expect(agent.log).not.toMatch(/UNEXPECTED|crashed/)
   expectFree([...seen, ...more, ...mesh.nodes.map(({ agent }) => agent.log), ...processTitles()])
 }
 
@@ -138,7 +147,8 @@ export function expectFree(texts: readonly string[]): void {
   for (const password of [PASSWORD, WRONG_PASSWORD]) {
     const found = texts.find((it) => it.includes(password))
     const at = found?.indexOf(password) ?? 0
-    expect(found?.slice(Math.max(0, at - 200), at), 'what stands before a password').toBeUndefined()
+    // What stands before the password tells where it comes from.
+    expect(found?.slice(Math.max(0, at - 200), at)).toBeUndefined()
   }
 }
 

@@ -6,12 +6,13 @@ import { waitUntil } from '../harness/wait.ts'
 import {
   becomes,
   downWith,
-  expectNoPasswords,
+  expectClean,
+  expectEqual,
   only,
   replicates,
   shown,
   startFaultMesh,
-  status,
+  statusOf,
 } from './rig.ts'
 
 /** A hand on the schema of one node only. */
@@ -35,19 +36,11 @@ beforeAll(async () => {
 })
 afterAll(async () => {
   try {
-    await expectNoPasswords(mesh)
+    await expectClean(mesh)
   } finally {
     await mesh.stop()
   }
 })
-
-/** The same rows on all nodes. */
-async function equalOnAllNodes(table: string): Promise<void> {
-  await mesh.settle()
-  const sql = `select coalesce(string_agg(x::text, ';' order by x.id), '') from ${table} x`
-  const contents = await Promise.all(mesh.nodes.map((node) => only(node, sql)))
-  expect(new Set(contents).size, contents.join('\n')).toBe(1)
-}
 
 /**
  * Breaks the schema of n1, writes on n2 in one transaction with changes before and after the one that cannot be applied,
@@ -72,7 +65,7 @@ async function breaksOnN1(fault: {
   const { message, hint } = await downWith(n1, 'sub_n1_n2', fault.code)
   for (const text of fault.says) expect(message).toMatch(text)
   expect(hint).toMatch(fault.remedy)
-  const alarm = (await status(n1)).alarms.find(({ name }) => name === 'subscription_down')
+  const alarm = (await statusOf(n1)).alarms.find(({ name }) => name === 'subscription_down')
   expect(alarm).toMatchObject({ subject: 'sub_n1_n2', message, action: hint })
 
   // Whole or not at all, in order; and the others are not disturbed.
@@ -86,8 +79,8 @@ async function breaksOnN1(fault: {
   await n1.exec('reset sterna.ddl_replication')
   await becomes(n1, `select count(*)::int from other where id between ${id} and ${id + 2}`, 3)
   await replicates(n1, 'sub_n1_n2')
-  await equalOnAllNodes('t')
-  await equalOnAllNodes('other')
+  await expectEqual(mesh, 't')
+  await expectEqual(mesh, 'other')
 }
 
 describe('schemas that differ: said with table, column and node; after a repair by hand nothing is lost', () => {
@@ -158,7 +151,7 @@ describe('schemas that differ: said with table, column and node; after a repair 
     await becomes(n1, 'select b from t where id = 900', 'fits')
     await n1.exec(`${BY_HAND} alter table t alter b type text`)
     await n1.exec('reset sterna.ddl_replication')
-    await equalOnAllNodes('t')
+    await expectEqual(mesh, 't')
   })
 
   test('a constraint that only the subscriber has', () =>
@@ -235,5 +228,5 @@ test('a new table on one node only, made with capture off: its rows arrive when 
   }
   await becomes(n1, 'select v from late', 'early bird')
   await becomes(n3, 'select v from late', 'early bird')
-  await equalOnAllNodes('late')
+  await expectEqual(mesh, 'late')
 })

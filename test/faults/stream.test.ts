@@ -6,12 +6,13 @@ import { waitUntil } from '../harness/wait.ts'
 import {
   becomes,
   downWith,
-  expectNoPasswords,
+  expectClean,
+  expectEqual,
   only,
   replicates,
   shown,
   startFaultMesh,
-  status,
+  statusOf,
 } from './rig.ts'
 
 let mesh: TestMesh
@@ -32,25 +33,11 @@ beforeAll(async () => {
 })
 afterAll(async () => {
   try {
-    await expectNoPasswords(mesh)
-    for (const { agent } of mesh.nodes) expect(agent.log).not.toMatch(/UNEXPECTED|crashed/)
+    await expectClean(mesh)
   } finally {
     await mesh.stop()
   }
 })
-
-async function hashOf(node: MeshTestNode, table: string): Promise<unknown> {
-  return only(
-    node,
-    `select count(*) || ' ' || coalesce(sum(hashtextextended(x::text, 0)::numeric), 0) from ${table} x`,
-  )
-}
-
-async function equalOnAllNodes(table: string): Promise<void> {
-  await mesh.settle()
-  const hashes = await Promise.all(mesh.nodes.map((node) => hashOf(node, table)))
-  expect(new Set(hashes).size, hashes.join(' | ')).toBe(1)
-}
 
 /** Writes on n2 until told to stop; resolves with how many rows that were. */
 function load(from: number): () => Promise<number> {
@@ -115,7 +102,7 @@ describe('a replication connection that breaks', () => {
     expect([...counts].filter((count) => count !== 0)).toEqual([ROWS])
     expect(cuts).toBe(cutAtMb.length)
     link.tamper(undefined)
-    await equalOnAllNodes('big')
+    await expectEqual(mesh, 'big')
     await replicates(n1, 'sub_n1_n2')
   }, 150_000)
 
@@ -149,7 +136,7 @@ describe('a replication connection that breaks', () => {
     link.heal()
     const rows = await stop()
     await becomes(n1, 'select count(*)::int from t', rows)
-    await equalOnAllNodes('t')
+    await expectEqual(mesh, 't')
     await replicates(n1, 'sub_n1_n2')
     expect(n1.agent.pid).toBe(pid)
     expect([...codes].filter((code) => code === 'UNEXPECTED')).toEqual([])
@@ -188,15 +175,15 @@ describe('a link that is silent', () => {
     expect(Math.max(...lags)).toBeLessThan(3)
     const before = performance.now()
     await n1.agent.stop()
-    expect(performance.now() - before, 'an agent stops in spite of it').toBeLessThan(6000)
+    expect(performance.now() - before).toBeLessThan(6000)
     await n1.agent.start()
     await replicates(n1, 'sub_n1_n3')
     link.heal()
     await replicates(n1, 'sub_n1_n2')
-    await waitUntil('n3 has noticed', () => n3.agent.log.includes('nothing received for'), 60_000)
+    await waitUntil('n3 has noticed', () => n3.agent.log.includes('does not begin as it should'))
     const rows = await stop()
     for (const node of [n1, n3]) await becomes(node, 'select count(*)::int from t where id >= 1000000', rows)
-    await equalOnAllNodes('t')
+    await expectEqual(mesh, 't')
   }, 120_000)
 
   test('a provider that is killed and stays away disturbs nobody', async () => {
@@ -209,11 +196,11 @@ describe('a link that is silent', () => {
       expect(performance.now() - before).toBeLessThan(1000)
     }
     expect((await shown(n1, 'sub_n1_n2')).lag_seconds!).toBeLessThan(1)
-    expect((await status(n1)).alarms).toEqual([
+    expect((await statusOf(n1)).alarms).toEqual([
       expect.objectContaining({ name: 'subscription_down', subject: 'sub_n1_n3' }),
     ])
     await n3.server.start()
     await becomes(n3, `select count(*)::int from t where v = 'while n3 is away'`, 20)
-    await equalOnAllNodes('t')
+    await expectEqual(mesh, 't')
   })
 })
