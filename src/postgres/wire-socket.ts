@@ -23,6 +23,8 @@ import { ServerError } from './server-error.ts'
 
 const MAX_HANDSHAKE_BODY_BYTES = 64 * 1024
 const KEEPALIVE_DELAY_MS = 10_000
+/** After that long an orderly close becomes a disorderly one. */
+const CLOSE_TIMEOUT_MS = 2_000
 /** The server's one-byte answers to the TLS request. */
 const TLS_ACCEPTED = 0x53
 const TLS_DECLINED = 0x4e
@@ -160,9 +162,12 @@ export class WireSocket {
     this.#socket.once('drain', call)
   }
 
-  /** Stops reading: the kernel's buffers fill and the sender is slowed down. */
+  /**
+   * Stops reading: the kernel's buffers fill and the sender is slowed down. Not while it closes: a socket that is paused
+   * then does not see the other end close, and keeps no process alive that waits for it.
+   */
   pause(): void {
-    this.#socket.pause()
+    if (!this.#closed) this.#socket.pause()
   }
 
   resume(): void {
@@ -183,10 +188,13 @@ export class WireSocket {
     if (this.#closed) return Promise.resolve()
     this.#closed = lost(this.address, 'closed by us')
     return new Promise((resolve) => {
-      this.#socket.once('close', () => resolve())
+      const timer = setTimeout(() => this.#socket.destroy(), CLOSE_TIMEOUT_MS)
+      this.#socket.once('close', () => {
+        clearTimeout(timer)
+        resolve()
+      })
       this.#socket.end(bytes)
       this.#socket.resume()
-      setTimeout(() => this.#socket.destroy(), 2000).unref()
     })
   }
 }
