@@ -9,6 +9,8 @@ export interface TestAgent {
   /** Everything that it has logged so far. */
   readonly log: string
   readonly pid: number | undefined
+  /** Its exit code, or the signal that ended it; undefined while it runs. */
+  readonly ended: number | string | undefined
   kill9(): Promise<void>
   stop(): Promise<void>
   /** Starts it again after kill9 or stop. */
@@ -44,6 +46,10 @@ class AgentProcess implements TestAgent {
 
   get pid(): number | undefined {
     return this.#child?.pid
+  }
+
+  get ended(): number | string | undefined {
+    return this.#child?.exitCode ?? this.#child?.signalCode ?? undefined
   }
 
   async start(): Promise<void> {

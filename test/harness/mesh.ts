@@ -191,7 +191,11 @@ async function errorsShown(node: MeshTestNode): Promise<string> {
   const rows = await node.query<{ name: string; status: string; error: string | null }>(
     'select subscription_name as name, status, last_error as error from sterna.sub_show_status()',
   )
-  return rows.map(({ name, status, error }) => `${name}: ${status}${error ? `, ${error}` : ''}`).join('; ')
+  const shown = rows.map(({ name, status, error }) => `${name}: ${status}${error ? `, ${error}` : ''}`)
+  const { agent } = node
+  if (agent.ended !== undefined)
+    shown.push(`its agent has ended with ${agent.ended}:\n${agent.log.slice(-4000)}`)
+  return shown.join('; ')
 }
 
 /** A connection that is made anew after the server was restarted. */
