@@ -1,6 +1,6 @@
 #!/usr/bin/env node
 /**
- * `node scripts/bootstrap.mjs sterna|vitest|bench|install [arguments]`: installs the dependencies when they are missing or older
+ * `node scripts/bootstrap.mjs sterna|vitest|bench|sim|install [arguments]`: installs the dependencies when they are missing or older
  * than the lock file, then runs the program with the Node that the project pins. Plain JavaScript: runs on Node 18.
  */
 import { spawn, spawnSync } from 'node:child_process'
@@ -17,6 +17,7 @@ const PROGRAMS = {
   sterna: join(root, 'src', 'cli', 'main.ts'),
   vitest: join(root, 'node_modules', 'vitest', 'vitest.mjs'),
   bench: join(root, 'bench', 'main.ts'),
+  sim: join(root, 'src', 'sim', 'main.ts'),
 }
 
 /** Whether npm has to install: never done, or the lock file asks for something else than is there. */
@@ -181,7 +182,7 @@ function main() {
   if (name !== 'install' && !Object.hasOwn(PROGRAMS, name ?? '')) {
     fail(
       `"${name ?? ''}" is not known here`,
-      'node scripts/bootstrap.mjs sterna|vitest|bench|install [arguments]',
+      'node scripts/bootstrap.mjs sterna|vitest|bench|sim|install [arguments]',
     )
   }
   if (needsInstall()) install()

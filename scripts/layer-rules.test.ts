@@ -52,6 +52,7 @@ describe('layers', () => {
     ['src/mesh/apply.ts', './conflict/decide.ts'],
     ['src/mesh/apply.ts', '../postgres/connection.ts'],
     ['src/mesh/conflict/decide.ts', '../../core/pg-time.ts'],
+    ['src/sim/run.ts', '../mesh/conflict/decide.ts'],
     ['src/postgres/connection.ts', '../pgwire/backend.ts'],
     ['src/core/lsn.ts', './errors.ts'],
     ['src/pgwire/scram.ts', 'node:crypto'],

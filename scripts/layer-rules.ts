@@ -27,6 +27,7 @@ const LAYERS: readonly { readonly folder: string; readonly rank: number; readonl
   { folder: 'src/agent', rank: 4, pure: false },
   { folder: 'src/mesh/conflict', rank: 1, pure: true },
   { folder: 'src/mesh', rank: 3, pure: false },
+  { folder: 'src/sim', rank: 2, pure: true },
   { folder: 'src/postgres', rank: 2, pure: false },
   { folder: 'src/pgwire', rank: 1, pure: true },
   { folder: 'src/core', rank: 0, pure: true },

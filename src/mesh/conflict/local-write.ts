@@ -96,13 +96,12 @@ export function captureTruncate(
 
 /**
  * Writes a key again as it stands, with a new version: after a clock that stepped back gave it one that is older than what it
- * replaced. Every value is sent, TOAST too, and no amount. Null: nothing is known of the key.
+ * replaced. Every value is sent, TOAST too, and no amount. A key of which nothing is known is written as a delete: a truncate
+ * that was newer than the row here, and older than what peers still hold, took it away.
  */
-export function rewriteOf(key: Key, { row, tombstone }: KeyState, version: RowVersion): RowChange | null {
-  if (row) {
-    return { tag: 'update', version, oldKey: key, key, values: row.values, old: row.values }
-  }
-  return tombstone && { tag: 'delete', version, key, old: {} }
+export function rewriteOf(key: Key, { row }: KeyState, version: RowVersion): RowChange {
+  if (!row) return { tag: 'delete', version, key, old: {} }
+  return { tag: 'update', version, oldKey: key, key, values: row.values, old: row.values }
 }
 
 /** A new row at a key that shows none. Sums that wait there unseen are cancelled: the application gets what it wrote. */

@@ -46,8 +46,10 @@ export interface BaseAnswer {
   readonly hadLocal: boolean
   /** All changes of every third node that are older than this have been received here; null: there is no third node. */
   readonly receivedUpTo: PgTime | null
-  /** A change to this key, of any origin, is parked here. */
-  readonly isParked: boolean
+  /** A change to this key is parked here, or one newer than the row was given up as superseded, whoever made it. */
+  readonly isIncomplete: boolean
+  /** The transaction that is being applied wrote the local row, and none of its values was fetched. */
+  readonly isOfThisTransaction: boolean
 }
 
 export interface FetchAnswer {

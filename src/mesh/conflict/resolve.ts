@@ -24,9 +24,23 @@ export interface Resolution {
   readonly collisions: readonly Collision[]
   /** The table's truncate version from now on, if that changes. */
   readonly truncated: RowVersion | null
+  /** The key whose row has values that were asked of the origin. */
+  readonly fetched: Key | null
+  /**
+   * The key at which the change was given up, because its origin has something newer. Until that has arrived, the row here is
+   * no base for values that are not sent: the driver remembers key and version, durably.
+   */
+  readonly givenUp: Key | null
 }
 
-const NOTHING: Resolution = { writes: [], outcomes: [], collisions: [], truncated: null }
+const NOTHING: Resolution = {
+  writes: [],
+  outcomes: [],
+  collisions: [],
+  truncated: null,
+  fetched: null,
+  givenUp: null,
+}
 
 /**
  * Decides a change that may be applied now: the whole matrix, with deltas, TOAST and rows set aside. The caller has seen to
@@ -39,19 +53,23 @@ export function* resolveChange(change: Change, rules: TableRules): Decision<Reso
   const states = new Map<Key, KeyAnswer>()
   const changed = new Map<Key, { before: KeyState; after: KeyState }>()
   const outcomes: Outcome[] = []
+  let fetched: Key | null = null
+  let givenUp: Key | null = null
   for (const part of keyChangesOf(fromOld(change), rules)) {
     const held = states.get(part.key) ?? (yield* askKey(part.key))
     states.set(part.key, held)
-    const complete = yield* completePart(part, change, rules, held)
-    if (complete === null) {
+    const completion = yield* completePart(part, change, rules, held)
+    if (completion.tag === 'superseded') {
+      givenUp = part.key
       outcomes.push({ key: part.key, result: 'superseded', conflict: null, met: null })
       continue
     }
-    const { state, outcome } = applyChange(held.state, complete, rules, held.truncated)
+    if (completion.tag === 'fetched') fetched = part.key
+    const { state, outcome } = applyChange(held.state, completion.part, rules, held.truncated)
     outcomes.push(outcome)
     changed.set(part.key, { before: held.state, after: state })
   }
-  return { ...(yield* placeRows(changed, [], rules)), outcomes }
+  return { ...(yield* placeRows(changed, [], rules)), outcomes, fetched, givenUp }
 }
 
 /**
@@ -63,31 +81,37 @@ export function* repairVisibility(aside: readonly KeyedRow[], rules: TableRules)
 }
 
 /**
- * The change with all its values, for parking it: a retry may come when the origin no longer has them. Null: superseded at
- * its origin, there is nothing to park.
+ * The change with all its values, for parking it: a retry may come when the origin no longer has them. `change` is null if
+ * it is superseded at its origin and there is nothing to park; `givenUp` as in Resolution.
  */
-export function* completeChange(change: Change): Decision<Change | null> {
-  if (change.tag !== 'update') return change
+export function* completeChange(
+  change: Change,
+): Decision<{ readonly change: Change | null; readonly givenUp: Key | null }> {
+  if (change.tag !== 'update') return { change, givenUp: null }
   const filled = fromOld(change) as UpdateChange
-  if (isComplete(filled.values)) return filled
+  if (isComplete(filled.values)) return { change: filled, givenUp: null }
   const values = yield* fetchValues(filled.values, change)
-  if (values) return { ...filled, values }
-  if (change.oldKey === change.key) return null
-  return { tag: 'delete', version: change.version, key: change.oldKey, old: change.old }
+  if (values) return { change: { ...filled, values }, givenUp: null }
+  const { version, oldKey, key, old } = change
+  return { change: oldKey === key ? null : { tag: 'delete', version, key: oldKey, old }, givenUp: key }
 }
 
-/** The values that a key change needs but did not bring; null: superseded at its origin. */
+type Completion =
+  { readonly tag: 'here' | 'fetched'; readonly part: KeyChange } | { readonly tag: 'superseded' }
+
+/** Finds the values that a key change needs but did not bring. */
 function* completePart(
   part: KeyChange<SentValues>,
   change: RowChange,
   rules: TableRules,
   { state, truncated }: KeyAnswer,
-): Decision<KeyChange | null> {
+): Decision<Completion> {
   const { effect } = part
-  if (effect.tag !== 'put' || isComplete(effect.values)) return part as KeyChange
+  if (effect.tag !== 'put' || isComplete(effect.values)) return { tag: 'here', part: part as KeyChange }
   const put = (values: Values): KeyChange => ({ ...part, effect: { tag: 'put', values } })
   // A row that loses whole needs no values.
-  if (!rules.merge && !decidesKey(part.version, state, truncated)) return put(effect.values as Values)
+  if (!rules.merge && !decidesKey(part.version, state, truncated))
+    return { tag: 'here', part: part as KeyChange }
   assert(change.tag === 'update', 'only updates leave values out')
   const base = part.key === change.oldKey ? state : (yield* askKey(change.oldKey)).state
   if (base.row?.version != null) {
@@ -96,11 +120,11 @@ function* completePart(
     assert(facts.is === 'base', 'facts are the answer to "base"')
     const isOlder = compareVersions(version, change.version) <= 0
     if (isOlder && isProvenBase(change.version, version, facts)) {
-      return put(fillFrom(effect.values, values) as Values)
+      return { tag: 'here', part: put(fillFrom(effect.values, values) as Values) }
     }
   }
   const values = yield* fetchValues(effect.values, change)
-  return values && put(values)
+  return values ? { tag: 'fetched', part: put(values) } : { tag: 'superseded' }
 }
 
 function* fetchValues(values: SentValues, { key, version }: RowChange): Decision<Values | null> {
@@ -186,5 +210,5 @@ function* truncate({ version }: TruncateChange): Decision<Resolution> {
     outcomes.push({ key, result: 'applied', conflict: null, met: heldVersion(state) })
   }
   const isNewest = answer.truncated === null || compareVersions(answer.truncated, version) <= 0
-  return { writes, outcomes, collisions: [], truncated: isNewest ? version : null }
+  return { ...NOTHING, writes, outcomes, truncated: isNewest ? version : null }
 }

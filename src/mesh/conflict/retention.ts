@@ -49,6 +49,20 @@ export function mayDropRowClock(entry: RowClockEntry, isNearAside: boolean, fact
   )
 }
 
+/**
+ * Whether it need not be remembered any more that a change was given up: what superseded it has arrived, or nothing is held
+ * that it could be compared with, and nothing that old can come.
+ */
+export function mayForgetGivenUp(
+  key: Key,
+  version: RowVersion,
+  held: RowVersion | null,
+  facts: RetentionFacts,
+): boolean {
+  if (held !== null) return compareVersions(held, version) >= 0
+  return arePast(version, facts) && !isOlderParked(facts.parked, facts.table, version, key)
+}
+
 /** Whether each peer's stream has shown that it commits nothing so old any more; equal timestamps are told apart by node. */
 function arePast({ time }: RowVersion, { peers, heartbeats }: RetentionFacts): boolean {
   return peers.every((peer) => claimOf(heartbeats, peer) > time)

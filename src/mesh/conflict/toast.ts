@@ -18,12 +18,13 @@ export function fillFrom(values: SentValues, base: Values): SentValues {
 
 /**
  * Whether the local row is certainly the row that the origin updated, so that values which the origin did not send may be
- * taken from it. Either the same transaction wrote it; or the origin had applied it, and this node has all that the origin
- * could have seen besides: an origin applies nothing from its own future, so that is older than the change.
+ * taken from it. Either the same transaction wrote it, here too; or the origin had applied it, and this node has all that the
+ * origin could have seen besides: an origin applies nothing from its own future, so that is older than the change. A row of
+ * the same version that was fetched may already be what the transaction makes of it later on.
  */
 export function isProvenBase(change: RowVersion, local: RowVersion, facts: BaseAnswer): boolean {
-  if (compareVersions(change, local) === 0) return true
-  if (facts.isParked) return false
+  if (compareVersions(change, local) === 0) return facts.isOfThisTransaction
+  if (facts.isIncomplete) return false
   if (local.nodeId !== change.nodeId && !facts.hadLocal) return false
   return facts.receivedUpTo === null || facts.receivedUpTo >= change.time
 }

@@ -66,7 +66,13 @@ class Replica {
 
   elsewhere(): Elsewhere {
     return {
-      base: () => ({ is: 'base', hadLocal: false, receivedUpTo: pgTimeOf(0n), isParked: false }),
+      base: () => ({
+        is: 'base',
+        hadLocal: false,
+        receivedUpTo: pgTimeOf(0n),
+        isIncomplete: false,
+        isOfThisTransaction: false,
+      }),
       fetch: ({ nodeId, key }) => {
         const { row } = this.#peers.get(nodeId)!.table.held(key)
         return { is: 'fetch', row }
@@ -294,7 +300,10 @@ describe('parked changes', () => {
     const decision = completeChange(update)
     expect(decision.next().value).toEqual({ ask: 'fetch', key: 'k1', nodeId: 1 })
     const { row } = n1.table.held('k1')
-    expect(decision.next({ is: 'fetch', row }).value).toMatchObject({ values: { v: '2', t: '2' } })
+    expect(decision.next({ is: 'fetch', row }).value).toMatchObject({
+      change: { values: { v: '2', t: '2' } },
+      givenUp: null,
+    })
     expect(n2.visible()).toEqual({})
   })
 })
@@ -332,10 +341,24 @@ describe('clocks', () => {
     n3.receive(b)
     expect(Object.keys(n1.visible())).toEqual(['k1'])
     expect([mayRewrite(seen, at(10)), mayRewrite(seen, at(11))]).toEqual([false, true])
-    const c = [rewriteOf('k1', n2.table.held('k1'), n2.version(12))!]
+    const c = [rewriteOf('k1', n2.table.held('k1'), n2.version(12))]
     for (const node of [n1, n2, n3]) node.receive(c)
     expectAllToHold([n1, n2, n3], {})
   })
+})
+
+test('a row that a late truncate took away only where its clock had stepped back is deleted everywhere', () => {
+  const [n1, n2, n3] = three()
+  const a = n3.truncate(13)
+  const b = n2.insert('k3', { v: '1' }, 15)
+  const c = n2.update('k3', { v: '2' }, 10)
+  n1.receive(b, c, a)
+  n2.receive(a)
+  n3.receive(b, c)
+  expect([Object.keys(n1.visible()), Object.keys(n2.visible())]).toEqual([['k3'], []])
+  const e = [rewriteOf('k3', n2.table.held('k3'), n2.version(16))]
+  for (const node of [n1, n2, n3]) node.receive(e)
+  expectAllToHold([n1, n2, n3], {})
 })
 
 test('a row inserted and truncated in one transaction does not survive elsewhere, one inserted after it does', () => {
