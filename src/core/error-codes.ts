@@ -398,6 +398,15 @@ export const ERROR_CODES = {
     retry: true,
     exitCode: 1,
   },
+  CODE_REFUSED: {
+    message: 'code of an ordinary role would run with the rights of Sterna on {node}: {reason}',
+    cause:
+      "Triggers, constraints and other code of a table are executed on the other nodes with the rights of the table's owner. Deferred triggers, cursors and prepared statements would get around that, as would a partition of another owner.",
+    action:
+      'On {node}: alter the trigger so that it is not deferrable or fires only at its origin (alter table ... enable trigger ...), or give the table to a superuser whose code it may be. Applying resumes by itself.',
+    retry: true,
+    exitCode: 3,
+  },
   DDL_FAILED: {
     message: 'a replicated schema change could not be applied on {node}: {reason} ({sqlstate})',
     cause: 'A CREATE, ALTER or DROP of another node does not fit the schema of this node.',

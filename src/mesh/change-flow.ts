@@ -52,6 +52,11 @@ export interface FlowOptions {
 /** Raised by a table's guard for a key that has a tombstone, when the change's timestamp was not announced. */
 const TOMBSTONE_MET = 'ST004'
 
+/** A table has code of an ordinary role now, and was written as one that has none: describe it again. */
+const CODE_APPEARED = 'ST005'
+/** Code of an ordinary role left something for the end of the transaction, or for the statements after it. */
+const CODE_LEFT_SOMETHING = 'ST006'
+
 /** A change met a tombstone: stream again with timestamps announced. */
 export class AnnouncingNeeded extends Error {
   override name = 'AnnouncingNeeded'
@@ -204,7 +209,8 @@ export class ChangeFlow implements StreamHandler, ApplyHandler {
         : operation === 'delete'
           ? 'delete_missing'
           : 'update_origin_differs'
-    if (operation === 'truncate' || operation === 'ddl' || operation === 'finish') return
+    if (operation === 'truncate' || operation === 'ddl' || operation === 'guard' || operation === 'finish')
+      return
     this.#count(type)
   }
 
@@ -317,7 +323,8 @@ function applyError(error: SternaError, purpose: Purpose, node: string): Error {
   const facts = { node, operation, table, reason: error.fields.message, sqlstate }
   if (sqlstate.startsWith('53') || sqlstate.startsWith('58'))
     return new SternaError('SERVER_OUT_OF_RESOURCES', facts, error)
-  if (error.retry) return new SternaError('APPLY_INTERRUPTED', facts, error)
+  if (sqlstate === CODE_LEFT_SOMETHING) return new SternaError('CODE_REFUSED', facts, error)
+  if (sqlstate === CODE_APPEARED || error.retry) return new SternaError('APPLY_INTERRUPTED', facts, error)
   if (operation === 'ddl') return new SternaError('DDL_FAILED', facts, error)
   if (/^(22|42)/.test(sqlstate) && typeDifferences.length > 0)
     return new SternaError('TYPE_DIFFERS', { ...facts, columns: typeDifferences.join('; ') }, error)

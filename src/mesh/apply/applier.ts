@@ -15,8 +15,9 @@ import {
   type BeginMessage,
   type RemoteRelation,
 } from '../../pgwire/pgoutput.ts'
-import type { ApplySession, PreparedStatement } from './apply-session.ts'
+import type { ApplySession, PreparedStatement, Purpose } from './apply-session.ts'
 import type { LocalClock } from './local-clock.ts'
+import { ownerFunctionBody, ownerFunctionCall, type Write } from './owner-function.ts'
 import {
   deleteSql,
   patchSql,
@@ -94,6 +95,12 @@ export class Applier {
   #doubtful = false
   /** Until the local clock is past this the transaction waits. */
   #notBefore: PgTime
+  /** The transaction called code of ordinary roles: what that left for the commit is looked at before. */
+  #guarded = false
+  #guard: PreparedStatement | undefined
+  #ownerFunctions = 0
+  /** No owner function that was made before is in use. */
+  #ownerFunctionsFresh = true
 
   constructor(options: ApplierOptions) {
     this.#options = options
@@ -104,7 +111,7 @@ export class Applier {
 
   /**
    * Takes one message, `buffer[start, end)`.
-   * @throws TABLE_MISSING, COLUMN_MISSING, KEY_DIFFERS; TextTransferNeeded
+   * @throws TABLE_MISSING, COLUMN_MISSING, KEY_DIFFERS, CODE_REFUSED; TextTransferNeeded
    */
   handle(buffer: Buffer, start: number, end: number): Promise<void> | undefined {
     switch (buffer[start]) {
@@ -149,6 +156,7 @@ export class Applier {
     this.#transaction = begin
     this.#notBefore = pgTimeOf(begin.commitTime + BigInt(Math.round(this.#options.applyDelayMs * 1000)))
     this.#changes = 0
+    this.#guarded = false
     this.#started = false
     // The slot may repeat what is applied already: after a crash it starts at the last confirmed position.
     this.#skip = this.#previousLsn !== null && begin.finalLsn <= this.#previousLsn
@@ -159,6 +167,7 @@ export class Applier {
   #onCommit(endLsn: Lsn): void {
     const { finalLsn, commitTime } = this.#current()
     if (this.#started) {
+      if (this.#guarded) this.#guardCommit()
       this.#session.commit({ finalLsn, endLsn, commitTime, changes: this.#changes }, this.#previousLsn)
       this.#previousLsn = finalLsn
     } else this.#options.onNothingToApply(endLsn)
@@ -208,8 +217,13 @@ export class Applier {
 
   /** Reads the local table's description inside the open transaction, which may have created the table just now. */
   async #loadPlan(table: Table): Promise<TablePlan> {
-    const { schema, name } = table.remote
-    const [row] = await this.#session.lookup('select sterna.describe_table($1, $2)', [schema, name])
+    const { schema, name, columns } = table.remote
+    const written = `{${columns.map((column) => `"${column.name.replaceAll(/["\\]/g, '\\$&')}"`).join(',')}}`
+    const [row] = await this.#session.lookup('select sterna.describe_table($1, $2, $3)', [
+      schema,
+      name,
+      written,
+    ])
     const text = row?.[0]
     const local = text == null ? null : (JSON.parse(text) as LocalTable)
     const plan = planTable(table.remote, local, this.#options.nodes)
@@ -234,6 +248,7 @@ export class Applier {
 
   #write(table: Table, plan: TablePlan, buffer: Buffer, start: number): void {
     this.#changes++
+    if (plan.runAs !== null) this.#guarded = true
     const type = buffer[start]
     if (type === PGOUTPUT.insert) {
       this.#new.read(buffer, start + 6)
@@ -273,19 +288,52 @@ export class Applier {
   }
 
   #put(table: Table, plan: TablePlan, operation: 'insert' | 'update', buffer: Buffer): void {
-    const keyless = plan.keyPositions.length === 0
-    table[operation] ??= this.#session.prepare(
-      putSql(plan, this.#options.originNodeId),
-      keyless ? plan.typeOids : [...plan.typeOids, TIMESTAMPTZ_OID],
+    const timeless = plan.keyPositions.length === 0 && plan.runAs === null
+    table[operation] ??= this.#prepare(
+      plan,
+      { tag: 'put' },
+      timeless ? plan.typeOids : [...plan.typeOids, TIMESTAMPTZ_OID],
       { table: plan.label, operation, typeDifferences: table.typeDifferences },
     )
     const statement = table[operation]
     const { count } = this.#new
-    this.#openBind(statement, keyless ? count : count + 1)
+    this.#openBind(statement, timeless ? count : count + 1)
     for (let i = 0; i < count; i++) this.#format(this.#new, i)
-    this.#openValues(keyless ? count : count + 1, !keyless)
+    this.#openValues(timeless ? count : count + 1, !timeless)
     for (let i = 0; i < count; i++) this.#value(this.#new, i, buffer)
-    this.#closeBind(statement, !keyless)
+    this.#closeBind(statement, !timeless)
+  }
+
+  /** The statement for a write; for tables that are written with their owner's rights, with the function behind it. */
+  #prepare(plan: TablePlan, write: Write, types: readonly number[], purpose: Purpose): PreparedStatement {
+    const { originNodeId, announce } = this.#options
+    if (plan.runAs === null)
+      return this.#session.prepare(statementOf(plan, write, originNodeId), types, purpose)
+    const name = `n${originNodeId}_${++this.#ownerFunctions}`
+    this.#session.run(
+      'select sterna.apply_function($1, $2, $3, $4, $5, $6)',
+      [
+        String(originNodeId),
+        name,
+        String(this.#ownerFunctionsFresh),
+        String(plan.runAs),
+        plan.recordParameters ? null : `{${types.join(',')}}`,
+        ownerFunctionBody(plan, write, originNodeId),
+      ],
+      purpose,
+    )
+    this.#ownerFunctionsFresh = false
+    return this.#session.prepare(ownerFunctionCall(plan, write, name, originNodeId, announce), types, purpose)
+  }
+
+  #guardCommit(): void {
+    this.#guard ??= this.#session.prepare('select sterna.apply_guard_commit()', [], {
+      table: '',
+      operation: 'guard',
+    })
+    this.#openBind(this.#guard, 0)
+    this.#openValues(0, false)
+    this.#closeBind(this.#guard, false)
   }
 
   #patch(table: Table, plan: TablePlan, buffer: Buffer, keys: TupleLayout): void {
@@ -297,11 +345,7 @@ export class Applier {
       const types = [...sent, ...plan.keyPositions].map((position) => plan.typeOids[position]!)
       const { typeDifferences } = table
       const purpose = { table: plan.label, operation: 'update', typeDifferences } as const
-      statement = this.#session.prepare(
-        patchSql(plan, sent, this.#options.originNodeId),
-        [...types, TIMESTAMPTZ_OID],
-        purpose,
-      )
+      statement = this.#prepare(plan, { tag: 'patch', sent }, [...types, TIMESTAMPTZ_OID], purpose)
       table.patches.set(mask, statement)
     }
     const count = sent.length + plan.keyPositions.length + 1
@@ -324,8 +368,9 @@ export class Applier {
 
   #remove(table: Table, plan: TablePlan, buffer: Buffer): void {
     this.#requireKey(plan)
-    table.remove ??= this.#session.prepare(
-      deleteSql(plan, this.#options.originNodeId),
+    table.remove ??= this.#prepare(
+      plan,
+      { tag: 'delete' },
       [...plan.keyPositions.map((position) => plan.typeOids[position]!), TIMESTAMPTZ_OID],
       { table: plan.label, operation: 'delete', typeDifferences: table.typeDifferences },
     )
@@ -350,11 +395,8 @@ export class Applier {
         ])
       }
       const purpose = { table: plan.label, operation: 'truncate' } as const
-      table.truncate ??= this.#session.prepare(
-        truncateSql(plan, this.#options.originNodeId),
-        [TIMESTAMPTZ_OID],
-        purpose,
-      )
+      if (plan.runAs !== null) this.#guarded = true
+      table.truncate ??= this.#prepare(plan, { tag: 'truncate' }, [TIMESTAMPTZ_OID], purpose)
       this.#openBind(table.truncate, 1)
       this.#openValues(1, true)
       this.#closeBind(table.truncate, true)
@@ -386,6 +428,8 @@ export class Applier {
     this.#openValues(3, false)
     for (const position of positions) this.#value(this.#new, position, buffer)
     this.#closeBind(statement, false)
+    this.#guarded = true
+    this.#ownerFunctionsFresh = true
     for (const [id, table] of this.#tables) this.#tables.set(id, newTable(table.remote))
   }
 
@@ -438,6 +482,19 @@ export class Applier {
         reason: 'a change outside a transaction',
       })
     return this.#transaction
+  }
+}
+
+function statementOf(plan: TablePlan, write: Write, originNodeId: number): string {
+  switch (write.tag) {
+    case 'put':
+      return putSql(plan, originNodeId)
+    case 'patch':
+      return patchSql(plan, write.sent, originNodeId)
+    case 'delete':
+      return deleteSql(plan, originNodeId)
+    case 'truncate':
+      return truncateSql(plan, originNodeId)
   }
 }
 

@@ -35,6 +35,8 @@ const APPLY_SETTINGS = {
   search_path: 'pg_catalog, pg_temp',
   client_min_messages: 'notice',
   row_security: 'off',
+  // Statements have no constants that a plan could be made for; and what is checked when planning is checked once.
+  plan_cache_mode: 'force_generic_plan',
   xmloption: 'content',
   array_nulls: 'on',
   lc_monetary: 'C',
@@ -64,7 +66,7 @@ const FINISH_SQL = `select pg_catalog.pg_current_xact_id(), pg_catalog.pg_replic
 export interface Purpose {
   /** `table`, qualified, for messages. */
   readonly table: string
-  readonly operation: 'insert' | 'update' | 'delete' | 'truncate' | 'ddl' | 'finish'
+  readonly operation: 'insert' | 'update' | 'delete' | 'truncate' | 'ddl' | 'guard' | 'finish'
   /** Columns whose type is another one at the provider, in words. */
   readonly typeDifferences?: readonly string[]
 }
@@ -192,6 +194,14 @@ export class ApplySession {
     const name = `s${++this.#statements}`
     writeParse(this.writer, name, sql, paramTypes)
     return { name, bindPrefix: Buffer.from(`\0${name}\0`), expected: { tag: 'statement', purpose } }
+  }
+
+  /** Executes a statement once, in its turn, without waiting for it. */
+  run(sql: string, params: readonly (string | null)[], purpose: Purpose): void {
+    writeParse(this.writer, '', sql)
+    writeBindText(this.writer, '', params)
+    writeExecute(this.writer)
+    this.#queue.push({ tag: 'statement', purpose })
   }
 
   /** Head of a remote transaction where tombstones may have to be compared with it. */

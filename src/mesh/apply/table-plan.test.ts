@@ -35,9 +35,12 @@ function local(
     generated: false,
     identityAlways: false,
     binaryUnsafe: false,
+    parameterOid: change[name]?.typeOid ?? INT4,
+    cast: null,
     ...change[name],
   }))
-  return { kind: 'r', columns, key, guardOid: null } as LocalTable
+  const keyEquality = key?.map(() => ({ operator: 'operator(pg_catalog.=)', type: null })) ?? null
+  return { kind: 'r', columns, key, keyEquality, guardOid: null, oid: 16_400, runAs: null, refusal: null }
 }
 
 const withType = (relation: RemoteRelation, typeOid: number): RemoteRelation => ({

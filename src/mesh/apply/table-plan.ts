@@ -1,5 +1,5 @@
 import { SternaError } from '../../core/errors.ts'
-import { quoteIdent, quoteQualified } from '../../core/quote.ts'
+import { quoteIdent, quoteLiteral, quoteQualified } from '../../core/quote.ts'
 import type { RemoteRelation } from '../../pgwire/pgoutput.ts'
 
 /** A column of the local table. */
@@ -10,6 +10,18 @@ export interface LocalColumn {
   readonly identityAlways: boolean
   /** The type's binary form holds object ids of its server: it must travel as text. */
   readonly binaryUnsafe: boolean
+  /** The type as which its values are bound: its own, or what code of others has no part in. */
+  readonly parameterOid: number
+  /** The type to which a bound text is cast then; null: nothing is cast. */
+  readonly cast: string | null
+}
+
+/** How two values of a column of the key are compared. */
+export interface Equality {
+  /** `operator(schema.=)` */
+  readonly operator: string
+  /** To what both sides are cast; null: to nothing. */
+  readonly type: string | null
 }
 
 /** The local table that a remote one maps to. `key`: columns of its replica identity or primary key; null: none. */
@@ -19,6 +31,13 @@ export interface LocalTable {
   readonly key: readonly string[] | null
   /** Columns of the key of which equal values can look different, such as the numerics 1.0 and 1.00. */
   readonly looseKey?: readonly string[]
+  /** Of each column of the key; null: no key. */
+  readonly keyEquality: readonly Equality[] | null
+  readonly oid: number
+  /** The owner with whose rights it is written, since a write calls code of ordinary roles; null: with those of Sterna. */
+  readonly runAs: number | null
+  /** Why it cannot be written as its owner either; null: it can. */
+  readonly refusal: string | null
   /** Oid by which the table's tombstones and guard functions are known; null: it has none. */
   readonly guardOid: number | null
 }
@@ -52,20 +71,32 @@ export interface TablePlan {
   readonly guardOid: number | null
   /** Columns of the key that are set along with the others: equal values of theirs can look different. */
   readonly loosePositions: ReadonlySet<number>
+  readonly oid: number
+  /** See LocalTable. */
+  readonly runAs: number | null
+  /** Parameters are the fields of one record: there are more than a function can have. */
+  readonly recordParameters: boolean
+  readonly keyEquality: readonly Equality[]
+  /** The table as updates and deletes name it: without those that inherit from it, whose changes come by themselves. */
+  readonly rows: string
+  /** To which type each remote column's bound value is cast; null: to none. */
+  readonly casts: readonly (string | null)[]
   /** Generated-always identity columns, which an UPDATE cannot set. */
   readonly fixedPositions: ReadonlySet<number>
 }
 
 const FIRST_USER_OID = 16_384
+const MAX_FUNCTION_PARAMETERS = 100
 
 /**
  * Maps a remote table onto the local one by names.
- * @throws TABLE_MISSING, COLUMN_MISSING, KEY_DIFFERS
+ * @throws TABLE_MISSING, COLUMN_MISSING, KEY_DIFFERS, CODE_REFUSED
  */
 export function planTable(remote: RemoteRelation, local: LocalTable | null, nodes: FlowNodes): TablePlan {
   const label = `${remote.schema}.${remote.name}`
   const where = { table: label, node: nodes.local, provider: nodes.provider }
   if (!local) throw new SternaError('TABLE_MISSING', where)
+  if (local.refusal !== null) throw new SternaError('CODE_REFUSED', { ...where, reason: local.refusal })
   const byName = new Map(local.columns.map((column) => [column.name, column]))
   const columns = remote.columns.map((column) => {
     const found = byName.get(column.name)
@@ -98,16 +129,24 @@ export function planTable(remote: RemoteRelation, local: LocalTable | null, node
     const differs = comparable && remoteOid !== typeOid
     return differs ? [{ column: name, localOid: typeOid, remoteOid }] : []
   })
+  const target = quoteQualified(remote.schema, remote.name)
   return {
     remote,
     label,
-    target: quoteQualified(remote.schema, remote.name),
+    target,
+    rows: local.kind === 'r' ? `only ${target}` : target,
     keyPositions,
-    typeOids: columns.map((column) => column.typeOid),
-    needsText: typeDifferences.length > 0 || columns.some((column) => column.binaryUnsafe),
+    keyEquality: local.keyEquality ?? [],
+    typeOids: columns.map((column) => column.parameterOid),
+    casts: columns.map((column) => column.cast),
+    needsText:
+      typeDifferences.length > 0 || columns.some((column) => column.binaryUnsafe || column.cast !== null),
     typeDifferences,
     guardOid: local.guardOid,
     loosePositions: new Set(keyPositions.filter((_, i) => local.looseKey?.includes(key[i]!))),
+    oid: local.oid,
+    runAs: local.runAs,
+    recordParameters: columns.length + keyPositions.length + 1 > MAX_FUNCTION_PARAMETERS,
     fixedPositions: new Set(columns.flatMap((column, position) => (column.identityAlways ? [position] : []))),
   }
 }
@@ -121,12 +160,47 @@ function orNone(names: readonly string[]): readonly string[] {
   return names.length > 0 ? names : ['none']
 }
 
+/** A parameter of a statement; in a function with too many of them, a field of its record. */
+function parameter(plan: TablePlan, number: number): string {
+  return plan.runAs !== null && plan.recordParameters ? `sterna_row.f${number}` : `$${number}`
+}
+
+/** A parameter with the value of a remote column. */
+function columnValue(plan: TablePlan, position: number, number: number): string {
+  const cast = plan.casts[position]
+  return parameter(plan, number) + (cast === null ? '' : `::${cast}`)
+}
+
+/** The condition that `t` has the key whose values stand in the parameters that `numberOf` says. */
+export function keyIs(plan: TablePlan, numberOf: (position: number, i: number) => number): string {
+  const terms = plan.keyPositions.map((position, i) => {
+    const { operator, type } = plan.keyEquality[i]!
+    const cast = type === null ? '' : `::${type}`
+    const name = quoteIdent(plan.remote.columns[position]!.name)
+    return `t.${name}${cast} ${operator} ${columnValue(plan, position, numberOf(position, i))}${cast}`
+  })
+  return terms.join(' and ')
+}
+
+/**
+ * A condition that is checked when the statement is planned and costs nothing when it is executed: that the table may be
+ * written with the rights that the statement has. See 010_untrusted_code.sql. `written`: columns that an insert gives values to.
+ */
+export function admitted(plan: TablePlan, written: readonly string[] | null = null): string {
+  const target = 'case when false then t.* end'
+  if (plan.runAs !== null) return `sterna.apply_as_owner(${target})`
+  const names =
+    written === null ? 'null' : `array[${written.map(quoteLiteral).join(', ')}]::pg_catalog.name[]`
+  return `sterna.apply_trusted(${target}, ${names})`
+}
+
 /**
  * The condition under which a change may replace the local row `t`: the change's version is not smaller. The first
  * branch decides nearly always and reads one timestamp; after a lock wait PostgreSQL evaluates it again on the new row.
  */
-function notNewer(timeParam: number, originNodeId: number): string {
-  return `case when pg_catalog.pg_xact_commit_timestamp(t.xmin) < $${timeParam} then true else sterna.version_not_greater(t.xmin, $${timeParam}, ${originNodeId}) end`
+function notNewer(plan: TablePlan, timeParam: number, originNodeId: number): string {
+  const time = parameter(plan, timeParam)
+  return `case when pg_catalog.pg_xact_commit_timestamp(t.xmin) < ${time} then true else sterna.version_not_greater(t.xmin, ${time}, ${originNodeId}) end`
 }
 
 /**
@@ -134,10 +208,11 @@ function notNewer(timeParam: number, originNodeId: number): string {
  * whose row is not here yet creates it. Parameters: all remote columns in order, then the commit timestamp.
  */
 export function putSql(plan: TablePlan, originNodeId: number): string {
-  const names = plan.remote.columns.map((column) => quoteIdent(column.name))
-  const values = names.map((_, position) => `$${position + 1}`)
+  const written = plan.remote.columns.map((column) => column.name)
+  const names = written.map(quoteIdent)
+  const values = names.map((_, position) => columnValue(plan, position, position + 1))
   const insert = `insert into ${plan.target} as t (${names.join(', ')}) overriding system value values (${values.join(', ')})`
-  if (plan.keyPositions.length === 0) return insert
+  if (plan.keyPositions.length === 0) return `${insert} returning ${admitted(plan, written)}`
   const key = plan.keyPositions.map((position) => names[position])
   const settable = names.filter(
     (_, position) =>
@@ -148,7 +223,7 @@ export function putSql(plan: TablePlan, originNodeId: number): string {
   if (settable.length + settableKey.length === 0) return putFixedSql(plan, originNodeId)
   // A table of nothing but its key still takes the newer version: setting the key to itself rewrites the row.
   const set = (settable.length > 0 ? settable : settableKey).map((name) => `${name} = excluded.${name}`)
-  return `${insert} on conflict (${key.join(', ')}) do update set ${set.join(', ')} where ${notNewer(names.length + 1, originNodeId)}`
+  return `${insert} on conflict (${key.join(', ')}) do update set ${set.join(', ')} where ${admitted(plan, written)} and ${notNewer(plan, names.length + 1, originNodeId)}`
 }
 
 /**
@@ -156,12 +231,34 @@ export function putSql(plan: TablePlan, originNodeId: number): string {
  * the new one. What another session inserts at the same moment stays: its commit is later than the change.
  */
 function putFixedSql(plan: TablePlan, originNodeId: number): string {
-  const names = plan.remote.columns.map((column) => quoteIdent(column.name))
-  const where = plan.keyPositions.map((position) => `t.${names[position]} = $${position + 1}`).join(' and ')
-  const values = names.map((_, position) => `$${position + 1}`).join(', ')
-  return `with gone as (delete from ${plan.target} t where ${where} and ${notNewer(names.length + 1, originNodeId)} returning 1)
+  const written = plan.remote.columns.map((column) => column.name)
+  const names = written.map(quoteIdent)
+  const where = keyIs(plan, (position) => position + 1)
+  const values = names.map((_, position) => columnValue(plan, position, position + 1)).join(', ')
+  return `with gone as (delete from ${plan.rows} t where ${where} and ${admitted(plan, written)} and ${notNewer(plan, names.length + 1, originNodeId)} returning 1)
     insert into ${plan.target} (${names.join(', ')}) overriding system value
     select ${values} where (select count(*) from gone) >= 0 on conflict do nothing`
+}
+
+/** The update of `patchSql`, and the condition that the row has the key. */
+export function patchParts(
+  plan: TablePlan,
+  sentPositions: readonly number[],
+  originNodeId: number,
+): { readonly update: string; readonly where: string } {
+  const name = (position: number): string => quoteIdent(plan.remote.columns[position]!.name)
+  const set = sentPositions.flatMap((position, i) =>
+    plan.fixedPositions.has(position) ? [] : [`${name(position)} = ${columnValue(plan, position, i + 1)}`],
+  )
+  if (set.length === 0) {
+    // Nothing that can be set was sent. The row takes the change's version all the same.
+    const kept = plan.remote.columns.findIndex((_, position) => !sentPositions.includes(position))
+    set.push(`${name(kept)} = t.${name(kept)}`)
+  }
+  const where = keyIs(plan, (_, i) => sentPositions.length + i + 1)
+  const time = sentPositions.length + plan.keyPositions.length + 1
+  const update = `update ${plan.rows} t set ${set.join(', ')} where ${where} and ${admitted(plan)} and ${notNewer(plan, time, originNodeId)}`
+  return { update, where }
 }
 
 /**
@@ -169,21 +266,14 @@ function putFixedSql(plan: TablePlan, originNodeId: number): string {
  * because then they are not known. Parameters: the sent columns in order, the key, the commit timestamp.
  */
 export function patchSql(plan: TablePlan, sentPositions: readonly number[], originNodeId: number): string {
-  const name = (position: number): string => quoteIdent(plan.remote.columns[position]!.name)
-  const set = sentPositions.flatMap((position, i) =>
-    plan.fixedPositions.has(position) ? [] : [`${name(position)} = $${i + 1}`],
-  )
-  if (set.length === 0) {
-    // Nothing that can be set was sent. The row takes the change's version all the same.
-    const kept = plan.remote.columns.findIndex((_, position) => !sentPositions.includes(position))
-    set.push(`${name(kept)} = t.${name(kept)}`)
-  }
-  const where = plan.keyPositions
-    .map((position, i) => `t.${name(position)} = $${sentPositions.length + i + 1}`)
-    .join(' and ')
-  const time = sentPositions.length + plan.keyPositions.length + 1
-  return `with done as (update ${plan.target} t set ${set.join(', ')} where ${where} and ${notNewer(time, originNodeId)} returning 1)
-    select 1 from done union all select sterna.apply_row_missing() where not exists (select from done) and not exists (select from ${plan.target} t where ${where})`
+  const { update, where } = patchParts(plan, sentPositions, originNodeId)
+  return `with done as (${update} returning 1)
+    select 1 from done union all select sterna.apply_row_missing() where not exists (select from done) and not exists (select from ${plan.rows} t where ${where})`
+}
+
+/** Deletes the row unless it is newer. Parameters: the key, then the commit timestamp. */
+export function removeSql(plan: TablePlan, originNodeId: number): string {
+  return `delete from ${plan.rows} t where ${keyIs(plan, (_, i) => i + 1)} and ${admitted(plan)} and ${notNewer(plan, plan.keyPositions.length + 1, originNodeId)}`
 }
 
 /**
@@ -191,21 +281,34 @@ export function patchSql(plan: TablePlan, sentPositions: readonly number[], orig
  * commit timestamp. Its tag counts what was deleted.
  */
 export function deleteSql(plan: TablePlan, originNodeId: number): string {
-  const where = plan.keyPositions.map(
-    (position, i) => `t.${quoteIdent(plan.remote.columns[position]!.name)} = $${i + 1}`,
-  )
-  const time = plan.keyPositions.length + 1
-  const remove = `delete from ${plan.target} t where ${where.join(' and ')} and ${notNewer(time, originNodeId)}`
+  const remove = removeSql(plan, originNodeId)
   if (plan.guardOid === null) return remove
-  const key = plan.keyPositions.map((_, i) => `$${i + 1}`).join(', ')
   return `with gone as (${remove} returning 1)
-    select 1 where sterna.bury_${plan.guardOid}(${key}, exists (select from gone), $${time}, ${originNodeId})`
+    select 1 where ${burySql(plan, 'exists (select from gone)', originNodeId)}`
+}
+
+/** Leaves a tombstone for the key that stands in the parameters; true if the row was deleted, now or before. */
+export function burySql(plan: TablePlan, gone: string, originNodeId: number): string {
+  const key = plan.keyPositions.map((_, i) => `$${i + 1}`).join(', ')
+  return `sterna.bury_${plan.guardOid}(${key}, ${plan.oid}, ${gone}, $${plan.keyPositions.length + 1}, ${originNodeId})`
+}
+
+/** Removes the rows that are not newer than the truncate. Parameter: the commit timestamp. */
+export function emptySql(plan: TablePlan, originNodeId: number): string {
+  return `delete from ${plan.rows} t where ${admitted(plan)} and ${notNewer(plan, 1, originNodeId)}`
 }
 
 /** Removes the rows that are not newer than the truncate, and remembers it. Parameter: the commit timestamp. */
 export function truncateSql(plan: TablePlan, originNodeId: number): string {
-  const remove = `delete from ${plan.target} t where ${notNewer(1, originNodeId)}`
+  const remove = emptySql(plan, originNodeId)
   if (plan.guardOid === null) return remove
-  return `with gone as (${remove}) insert into sterna.truncation as t (table_oid, times) values (${plan.guardOid}, 1)
-    on conflict (table_oid) do update set times = t.times + 1 where ${notNewer(1, originNodeId)}`
+  return `with gone as (${remove}) ${rememberTruncateSql(plan, 'values', originNodeId)}`
+}
+
+/** Remembers the truncate; `from`: `values`, or the FROM clause of a select. Parameter: the commit timestamp. */
+export function rememberTruncateSql(plan: TablePlan, from: string, originNodeId: number): string {
+  const row = from === 'values' ? `values (${plan.guardOid}, 1)` : `select ${plan.guardOid}, 1 ${from}`
+  return `insert into sterna.truncation as t (table_oid, times) ${row}
+    on conflict (table_oid) do update set times = t.times + 1
+    where case when pg_catalog.pg_xact_commit_timestamp(t.xmin) < $1 then true else sterna.version_not_greater(t.xmin, $1, ${originNodeId}) end`
 }

@@ -46,19 +46,77 @@ begin
                        'regnamespace', 'regconfig', 'regdictionary', 'regcollation');
 end $$;
 
--- A local table as apply needs it, or null if there is none: its columns, and its key (replica identity index, else
--- primary key; deferrable keys do not count).
-create function sterna.describe_table(schema_name text, table_name text) returns jsonb
+-- What a type is where no domain is put around it.
+create function sterna.base_type(type_oid oid) returns oid
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+  v_type oid := type_oid;
+  v_base oid;
+begin
+  loop
+    select p.typbasetype into v_base from pg_catalog.pg_type p where p.oid = v_type and p.typtype = 'd';
+    exit when v_base is null;
+    v_type := v_base;
+  end loop;
+  return v_type;
+end $$;
+
+-- By which operator the columns of a table's key are equal: that of the key's index, which for types from extensions is in no
+-- search_path of ours. `type`: to which both sides are cast, so that no other operator of that name fits better; null: none.
+create function sterna.key_equality(relid oid) returns table (key_position bigint, name name, operator text, type text)
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select k.position, a.attname, format('operator(%I.%s)', n.nspname, o.oprname),
+         case when n.nspname <> 'pg_catalog' and t.typtype <> 'p' then format_type(t.oid, null) end
+    from (select i.indrelid, i.indkey, i.indclass, i.indnkeyatts
+            from pg_index i join pg_class c on c.oid = i.indrelid
+           where i.indrelid = key_equality.relid and i.indimmediate and i.indisvalid
+             and ((c.relreplident = 'i' and i.indisreplident) or (c.relreplident <> 'i' and i.indisprimary))
+           limit 1) i,
+         unnest(i.indkey::smallint[], i.indclass::oid[]) with ordinality as k(attnum, class, position)
+    join pg_attribute a on a.attrelid = relid and a.attnum = k.attnum
+    join pg_opclass c on c.oid = k.class
+    join pg_amop m on m.amopfamily = c.opcfamily and m.amoplefttype = c.opcintype and m.amoprighttype = c.opcintype
+                  and m.amopstrategy = 3
+    join pg_operator o on o.oid = m.amopopr
+    join pg_namespace n on n.oid = o.oprnamespace
+    join pg_type t on t.oid = c.opcintype
+   where k.position <= i.indnkeyatts
+$$;
+
+-- SQL for: the key of row `t` is these values.
+create function sterna.key_is_sql(relid oid, expressions text[]) returns text
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select string_agg(format('t.%I%s %s (%s)%s', e.name, '::' || e.type, e.operator, expressions[e.key_position], '::' || e.type),
+                    ' and ' order by e.key_position)
+    from sterna.key_equality(relid) e
+$$;
+
+-- A local table as apply needs it, or null if there is none: its columns, its key (replica identity index, else primary key;
+-- deferrable keys do not count), and with whose rights it is written. `written`: the columns that come from the provider.
+create function sterna.describe_table(schema_name text, table_name text, written name[] default null) returns jsonb
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 begin
   return (select jsonb_build_object(
+    'oid', c.oid::bigint,
     'kind', c.relkind,
+    'runAs', case when u.untrusted then c.relowner::bigint end,
+    'refusal', case when u.untrusted then sterna.code_refusal(c.oid) end,
+    'keyEquality', (
+      select jsonb_agg(jsonb_build_object('operator', e.operator, 'type', e.type) order by e.key_position)
+        from sterna.key_equality(c.oid) e),
     'guardOid', (select g.table_oid::bigint from sterna.guarded g where g.table_oid = sterna.root_table(c.oid)),
     'columns', (
       select jsonb_agg(jsonb_build_object(
         'name', a.attname, 'typeOid', a.atttypid::bigint, 'generated', a.attgenerated <> '',
-        'identityAlways', a.attidentity = 'a', 'binaryUnsafe', sterna.binary_unsafe(a.atttypid)) order by a.attnum)
-      from pg_catalog.pg_attribute a where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped),
+        'identityAlways', a.attidentity = 'a', 'binaryUnsafe', sterna.binary_unsafe(a.atttypid),
+        -- A value of a type with code is read by the one with whose rights the row is written, not when it is bound.
+        'parameterOid', (case when not v.coded then a.atttypid when v.base_coded then 'text'::regtype::oid
+                              else sterna.base_type(a.atttypid) end)::bigint,
+        'cast', case when v.base_coded then format_type(a.atttypid, a.atttypmod) end) order by a.attnum)
+      from pg_catalog.pg_attribute a
+      cross join lateral (select u.untrusted and not sterna.type_trusted(a.atttypid) as coded,
+                                 u.untrusted and not sterna.type_trusted(sterna.base_type(a.atttypid)) as base_coded) v
+      where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped),
     'key', (
       select (
         select jsonb_agg(a.attname order by k.position)
@@ -83,12 +141,16 @@ begin
                             and p.amprocrighttype = o.opcintype and p.amprocnum = 4)
              or exists (select from pg_catalog.pg_collation l where l.oid = k.collation_oid and not l.collisdeterministic))))
   from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+  cross join lateral (select not sterna.table_trusted(c.oid, written) as untrusted) u
   where n.nspname = schema_name and c.relname = table_name and c.relkind in ('r', 'p'));
 end $$;
 
 revoke all on function sterna.version_not_greater(xid, timestamptz, integer) from public;
 revoke all on function sterna.binary_unsafe(oid) from public;
-revoke all on function sterna.describe_table(text, text) from public;
+revoke all on function sterna.base_type(oid) from public;
+revoke all on function sterna.key_equality(oid) from public;
+revoke all on function sterna.key_is_sql(oid, text[]) from public;
+revoke all on function sterna.describe_table(text, text, name[]) from public;
 
 -- Raised by apply when an update leaves TOAST values unchanged and the row is not here: the values are not in the stream.
 create function sterna.apply_row_missing() returns integer
