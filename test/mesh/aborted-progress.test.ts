@@ -12,7 +12,10 @@ describe('a transaction that failed is not taken for applied', () => {
   let mesh: TestMesh
 
   beforeAll(async () => {
-    mesh = await startMesh({ count: 2, schema: 'create table t (id int primary key, v int); create table log (v int)' })
+    mesh = await startMesh({
+      count: 2,
+      schema: 'create table t (id int primary key, v int); create table log (v int)',
+    })
   })
   afterAll(() => mesh.stop())
 
@@ -22,7 +25,9 @@ describe('a transaction that failed is not taken for applied', () => {
     await n1.exec('begin; insert into log values (1); insert into t values (1, 500); commit')
     await n1.query('insert into t values (2, 2)')
     await waitUntil('the refusal shows', async () => {
-      const [row] = await n2.query<{ code: string }>('select last_error_code as code from sterna.sub_show_status()')
+      const [row] = await n2.query<{ code: string }>(
+        'select last_error_code as code from sterna.sub_show_status()',
+      )
       return row?.code === 'APPLY_FAILED'
     })
     await n2.exec('alter table t drop constraint small')
@@ -69,7 +74,10 @@ describe('a transaction that failed is not taken for applied', () => {
     const [n1, n2] = [mesh.nodes[0]!, mesh.nodes[1]!]
     for (let round = 0; round < 5; round++) {
       await n1.query('insert into log values (8)')
-      await waitUntil('applied', async () => (await n2.query('select from log where v = 8')).length === round + 1)
+      await waitUntil(
+        'applied',
+        async () => (await n2.query('select from log where v = 8')).length === round + 1,
+      )
       await n2.agent.kill9()
       await n2.agent.start()
     }
