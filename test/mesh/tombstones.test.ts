@@ -64,7 +64,7 @@ describe('deletes and truncates win or lose by version, whatever arrives first',
     await n2.query('delete from t where id = 3')
     await waitUntil(
       'n3 has the tombstone',
-      async () => (await n3.query("select from sterna.tombstone where key = '[3]'")).length === 1,
+      async () => (await n3.query(`select from sterna.tombstone where key = '["3"]'`)).length === 1,
     )
     mesh.link('n3', 'n1').heal()
     await everywhere('select v from t where id = 3', [])
