@@ -140,7 +140,10 @@ describe.skipIf(layout.missing !== null)(`waiting and subscriptions, ${layout.na
         (await n2.query('select from pg_replication_origin where roname = $1', [before!.origin])).length ===
         0,
     )
-    expect(await n2.query('select from sterna.slot_cleanup')).toEqual([])
+    await waitUntil(
+      'nothing is left to clean up',
+      async () => (await n2.query('select from sterna.slot_cleanup')).length === 0,
+    )
     expect(await statusOf()).toBeUndefined()
     await n1.query(`insert into item values (300, 'while there was none')`)
 
