@@ -1,4 +1,4 @@
-import { readFileSync } from 'node:fs'
+import { readVersion } from '../agent/version.ts'
 import { Command, CommanderError } from 'commander'
 import { messageOf, SternaError } from '../core/errors.ts'
 import { note, printJson } from './output.ts'
@@ -75,9 +75,4 @@ function throwInsteadOfExit(command: Command): void {
   command.exitOverride()
   command.configureHelp({ showGlobalOptions: false })
   for (const sub of command.commands) throwInsteadOfExit(sub)
-}
-
-function readVersion(): string {
-  const file = new URL('../../package.json', import.meta.url)
-  return (JSON.parse(readFileSync(file, 'utf8')) as { version: string }).version
 }

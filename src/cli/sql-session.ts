@@ -1,5 +1,3 @@
-import { connect } from 'node:net'
-
 import { SternaError } from '../core/errors.ts'
 import {
   BACKEND,
@@ -11,15 +9,13 @@ import {
   type Field,
   type ServerMessage,
 } from '../pgwire/backend.ts'
-import { writeCancelRequest, writeQuery, writeTerminate } from '../pgwire/frontend.ts'
+import { writeQuery, writeTerminate } from '../pgwire/frontend.ts'
 import { MessageWriter } from '../pgwire/message-writer.ts'
 import { ServerError } from '../postgres/server-error.ts'
 import type { WireSocket } from '../postgres/wire-socket.ts'
 
 /** Type byte of CopyFail, with which a client refuses to send the data of a COPY FROM STDIN. */
 const COPY_FAIL = 0x66
-
-const CANCEL_TIMEOUT_MS = 2_000
 
 /** What one statement of a script gave. */
 export interface StatementResult {
@@ -95,18 +91,6 @@ export function runScript(
     writeQuery(writer, sql)
     wire.write(writer.take())
   })
-}
-
-/** Asks the server, over a connection of its own, to cancel what the session runs. Never rejects. */
-export async function cancelStatement(wire: WireSocket): Promise<void> {
-  const { host, port } = wire.target
-  const writer = new MessageWriter(64)
-  writeCancelRequest(writer, wire.backendPid, wire.cancelKey)
-  const socket = host.startsWith('/') ? connect(`${host}/.s.PGSQL.${port}`) : connect(port, host)
-  socket.setTimeout(CANCEL_TIMEOUT_MS, () => socket.destroy())
-  socket.once('connect', () => socket.end(writer.take()))
-  socket.on('error', () => {})
-  await new Promise((resolve) => socket.once('close', resolve))
 }
 
 /** Ends the session in order. Never rejects. */

@@ -1,4 +1,4 @@
-import { PgConnection } from '../postgres/connection.ts'
+import { cancelBackend, PgConnection } from '../postgres/connection.ts'
 import { waitUntil } from '../../test/harness/wait.ts'
 import { afterAll, beforeAll, expect, it } from 'vitest'
 
@@ -7,7 +7,7 @@ import type { ServerMessage } from '../pgwire/backend.ts'
 import { parseDsn } from '../postgres/dsn.ts'
 import type { ServerError } from '../postgres/server-error.ts'
 import { WireSocket } from '../postgres/wire-socket.ts'
-import { cancelStatement, endSession, runScript, type StatementResult } from './sql-session.ts'
+import { endSession, runScript, type StatementResult } from './sql-session.ts'
 
 let servers: TestServers
 let wire: WireSocket
@@ -77,7 +77,7 @@ it('a statement is cancelled, and the session goes on', async () => {
     return rows.length > 0
   })
   await watcher.close()
-  await cancelStatement(wire)
+  await cancelBackend(wire)
   expect((await sleeping).failure).toMatchObject({ sqlstate: '57014' })
   expect((await run('select 1')).failure).toBeNull()
 })

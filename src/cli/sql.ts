@@ -1,3 +1,4 @@
+import { cancelBackend } from '../postgres/connection.ts'
 import { text } from 'node:stream/consumers'
 
 import { Command } from 'commander'
@@ -19,14 +20,7 @@ import {
   type Paint,
 } from './output.ts'
 import { splitStatements, type ScriptStatement } from './split-statements.ts'
-import {
-  cancelStatement,
-  endSession,
-  locate,
-  runScript,
-  type ScriptHandlers,
-  type StatementResult,
-} from './sql-session.ts'
+import { endSession, locate, runScript, type ScriptHandlers, type StatementResult } from './sql-session.ts'
 import { addTargetOptions, findCluster, nodeNamed, type TargetOptions } from './target.ts'
 
 /** Types whose values are numbers in JSON: int8, int2, int4, oid, float4, float8, numeric. */
@@ -68,7 +62,7 @@ async function runSql(nodeName: string, statements: string, options: SqlOptions)
   const onInterrupt = (): void => {
     // The first Ctrl-C cancels the statement, and its error ends the script; the second does not wait for that.
     process.once('SIGINT', () => wire.fail(interrupted(wire)))
-    void cancelStatement(wire)
+    void cancelBackend(wire)
   }
   process.once('SIGINT', onInterrupt)
   try {

@@ -362,7 +362,7 @@ function rolledBack(address: string): ServerError {
 }
 
 /** Sends a cancel request for a session over a connection of its own. Never rejects. */
-async function cancelBackend(wire: WireSocket): Promise<void> {
+export async function cancelBackend(wire: WireSocket): Promise<void> {
   const { connect } = await import('node:net')
   const target = wire.target
   const writer = new MessageWriter(64)
