@@ -26,6 +26,8 @@ export interface SubscriptionDefinition {
   readonly enabled: boolean
   /** The slot exists, and the origin's progress is set to where it begins. */
   readonly initialized: boolean
+  /** Tells it from one that had its name before. */
+  readonly createdAt: string
 }
 
 /** Reads which node this database is; null when node_create has not been called. */
@@ -65,6 +67,7 @@ interface SubscriptionRow {
   force_text: boolean
   enabled: boolean
   initialized: boolean
+  created_at: string
 }
 
 /** Reads all subscriptions of this node, by name. */
@@ -73,7 +76,7 @@ export async function readSubscriptions(connection: PgConnection): Promise<Subsc
     `select sub_name::text as name, provider_dsn, provider_node_id, provider_node_name::text, provider_system_id,
             provider_database_oid::bigint, slot_name::text, origin_name, replication_sets::text[],
             (extract(epoch from apply_delay) * 1000)::float8 as apply_delay_ms, force_text_transfer as force_text, enabled,
-            initialized_at is not null as initialized
+            initialized_at is not null as initialized, created_at::text
        from sterna.subscription order by sub_name`,
   )
   return rows.map((row) => ({
@@ -90,13 +93,14 @@ export async function readSubscriptions(connection: PgConnection): Promise<Subsc
     forceText: row.force_text,
     enabled: row.enabled,
     initialized: row.initialized,
+    createdAt: row.created_at,
   }))
 }
 
 /** The parts of a definition that, when changed, make a running subscription start again. */
 export function runtimeKey(definition: SubscriptionDefinition): string {
-  const { providerDsn, replicationSets, applyDelayMs, forceText, enabled } = definition
-  return JSON.stringify([providerDsn, replicationSets, applyDelayMs, forceText, enabled])
+  const { createdAt, providerDsn, replicationSets, applyDelayMs, forceText, enabled } = definition
+  return JSON.stringify([createdAt, providerDsn, replicationSets, applyDelayMs, forceText, enabled])
 }
 
 /** SQL for a pg_lsn as a bigint-friendly numeric; parse with `lsnFromNumeric`. */

@@ -15,6 +15,7 @@ import {
   runtimeKey,
   type LocalNode,
 } from './definitions.ts'
+import { KeyedLock } from './keyed-lock.ts'
 import type { Log } from './log.ts'
 import { requirePrivileges } from './privileges.ts'
 import type { Alarm, NodeReport, ReportedError, SubscriptionReport } from './report.ts'
@@ -63,6 +64,7 @@ export class MeshService {
   #lastError: ReportedError | null = null
   #lastKnown: readonly SubscriptionReport[] = []
   #cleaning = false
+  readonly #origins = new KeyedLock()
 
   constructor(options: MeshServiceOptions) {
     this.#options = options
@@ -199,7 +201,7 @@ export class MeshService {
   #cleanUp(control: PgConnection, local: LocalNode, signal: AbortSignal): void {
     if (this.#cleaning) return
     this.#cleaning = true
-    cleanSlots(control, local, this.#options.log, signal)
+    cleanSlots(control, local, this.#origins, this.#options.log, signal)
       .catch((error: unknown) =>
         this.#options.log.debug({ reason: messageOf(error) }, 'slots cannot be cleaned up'),
       )
@@ -250,6 +252,7 @@ export class MeshService {
       control,
       clock,
       localWal: () => readLocalWal(control),
+      origins: this.#origins,
       heartbeatIntervalMs: this.#options.heartbeatIntervalMs,
       log: this.#options.log,
     }

@@ -1,6 +1,7 @@
 import { messageOf } from '../core/errors.ts'
 import { PgConnection } from '../postgres/connection.ts'
 import type { LocalNode } from './definitions.ts'
+import type { KeyedLock } from './keyed-lock.ts'
 import type { Log } from './log.ts'
 
 const QUERY_TIMEOUT_MS = 10_000
@@ -15,11 +16,13 @@ interface CleanupRow {
 
 /**
  * Drops, at their providers, the slots of subscriptions that were dropped here. What cannot be reached stays on the list
- * with its reason. A slot whose name a subscription uses again is left to that subscription.
+ * with its reason. `origins`: held, by name of the origin, by whoever makes or drops an origin and its slot: a subscription
+ * that is created again at once uses both names again.
  */
 export async function cleanSlots(
   control: PgConnection,
   local: LocalNode,
+  origins: KeyedLock,
   log: Log,
   signal: AbortSignal,
 ): Promise<void> {
@@ -29,16 +32,7 @@ export async function cleanSlots(
   for (const row of rows) {
     if (signal.aborted) return
     try {
-      await dropSlot(row, local, signal)
-      if (row.origin_name !== null) {
-        await control.query(
-          `select pg_replication_origin_drop(roname) from pg_replication_origin
-            where roname = $1 and not exists (select from sterna.subscription s where s.origin_name = $1)`,
-          [row.origin_name],
-        )
-      }
-      await control.query('delete from sterna.slot_cleanup where id = $1', [row.id])
-      log.info({ slot: row.slot_name }, 'slot of a dropped subscription dropped')
+      await origins.hold(row.origin_name ?? row.slot_name, () => clean(control, row, local, log, signal))
     } catch (error) {
       log.debug({ slot: row.slot_name, reason: messageOf(error) }, 'slot cannot be dropped yet')
       // Each update wakes the agent, which would try again at once.
@@ -49,6 +43,28 @@ export async function cleanSlots(
         ])
     }
   }
+}
+
+async function clean(
+  control: PgConnection,
+  row: CleanupRow,
+  local: LocalNode,
+  log: Log,
+  signal: AbortSignal,
+): Promise<void> {
+  // A subscription that took over the names while we waited has taken the entry off the list.
+  const still = await control.row('select from sterna.slot_cleanup where id = $1', [row.id])
+  if (!still) return
+  await dropSlot(row, local, signal)
+  if (row.origin_name !== null) {
+    await control.query(
+      `select pg_replication_origin_drop(roname) from pg_replication_origin
+        where roname = $1 and not exists (select from sterna.subscription s where s.origin_name = $1)`,
+      [row.origin_name],
+    )
+  }
+  await control.query('delete from sterna.slot_cleanup where id = $1', [row.id])
+  log.info({ slot: row.slot_name }, 'slot of a dropped subscription dropped')
 }
 
 async function dropSlot(row: CleanupRow, local: LocalNode, signal: AbortSignal): Promise<void> {

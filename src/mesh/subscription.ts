@@ -9,6 +9,7 @@ import { TextTransferNeeded } from './apply/applier.ts'
 import { Backoff, pause } from './backoff.ts'
 import { AnnouncingNeeded, ChangeFlow, UpToReached, type FlowCounters } from './change-flow.ts'
 import { lsnAsNumber, lsnFromNumeric, type LocalNode, type SubscriptionDefinition } from './definitions.ts'
+import type { KeyedLock } from './keyed-lock.ts'
 import { lagBytes, lagSeconds, type LagFacts } from './lag.ts'
 import type { Log } from './log.ts'
 import { explainRefusal } from './privileges.ts'
@@ -31,6 +32,8 @@ export interface SubscriptionSurroundings {
   readonly control: PgConnection
   readonly clock: LocalClock
   readonly localWal: () => Promise<LocalWal>
+  /** Held, by name of the origin, while that and its slot are made or dropped. */
+  readonly origins: KeyedLock
   readonly heartbeatIntervalMs: number
   readonly log: Log
 }
@@ -232,7 +235,7 @@ export class Subscription {
 
   /** First contact: makes the provider known here, the origin and the slot, and remembers them. */
   async #initialize(link: ProviderLink): Promise<void> {
-    const { control, local } = this.#around
+    const { control, local, origins } = this.#around
     const { node } = link
     await this.#makeKnown(link)
     const names = await control.row<{ origin: string; slot: string }>(
@@ -240,6 +243,21 @@ export class Subscription {
       [node.nodeId, parseDsn(link.dsn).database, this.#definition.name],
     )
     const { origin, slot } = names!
+    await origins.hold(origin, () => this.#createOriginAndSlot(link, origin, slot))
+    this.#slotName = slot
+    this.#originName = origin
+    this.#initialized = true
+    this.#log.info({ provider: node.nodeName, slot, node: local.nodeName }, 'subscription initialized')
+  }
+
+  async #createOriginAndSlot(link: ProviderLink, origin: string, slot: string): Promise<void> {
+    const { control } = this.#around
+    const { node } = link
+    // What an earlier subscription of that name left for cleaning is ours from here on.
+    await control.query('delete from sterna.slot_cleanup where slot_name = $1 and origin_name = $2', [
+      slot,
+      origin,
+    ])
     await control.query(
       'select pg_replication_origin_create($1) where not exists (select from pg_replication_origin where roname = $1)',
       [origin],
@@ -254,10 +272,6 @@ export class Subscription {
               slot_name = $6, origin_name = $7, initialized_at = clock_timestamp() where sub_name = $1`,
       [this.#definition.name, node.nodeId, node.nodeName, node.systemId, node.databaseOid, slot, origin],
     )
-    this.#slotName = slot
-    this.#originName = origin
-    this.#initialized = true
-    this.#log.info({ provider: node.nodeName, slot, node: local.nodeName }, 'subscription initialized')
   }
 
   /** @throws NODE_IDENTITY_CLASH */

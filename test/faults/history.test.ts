@@ -175,6 +175,20 @@ describe('a provider that is not what it was', () => {
     await replicates(n1, 'sub_n1_n2')
   })
 
+  test('dropped and created again at once, ten times: the clean-up never takes the new slot', async () => {
+    for (let round = 0; round < 10; round++) {
+      // In one transaction: the agent learns of both at once.
+      await n1.exec(
+        `select sterna.sub_drop('sub_n1_n2'); select sterna.sub_create('sub_n1_n2', '${n2.dsn}')`,
+      )
+      await replicates(n1, 'sub_n1_n2')
+    }
+    await becomes(n1, 'select count(*)::int from sterna.slot_cleanup', 0)
+    expect(await only(n2, slotCount)).toBe(1)
+    await n2.query(`insert into t values (4, 'still followed')`)
+    await becomes(n1, 'select v from t where id = 4', 'still followed')
+  })
+
   test('it removed WAL that the slot needed: SLOT_LOST', async () => {
     await n1.agent.stop()
     await n2.exec(`alter system set max_slot_wal_keep_size = '1MB'`)
