@@ -178,9 +178,7 @@ describe('a provider that is not what it was', () => {
   test('dropped and created again at once, ten times: the clean-up never takes the new slot', async () => {
     for (let round = 0; round < 10; round++) {
       // In one transaction: the agent learns of both at once.
-      await n1.exec(
-        `select sterna.sub_drop('sub_n1_n2'); select sterna.sub_create('sub_n1_n2', '${n2.dsn}')`,
-      )
+      await n1.exec(`select sterna.sub_drop('sub_n1_n2'); select sterna.sub_create('sub_n1_n2', '${n2.dsn}')`)
       await replicates(n1, 'sub_n1_n2')
     }
     await becomes(n1, 'select count(*)::int from sterna.slot_cleanup', 0)
