@@ -156,11 +156,11 @@ begin
       elsif tg_op = 'DELETE' then
         insert into sterna.tombstone as s (table_oid, key_hash, key)
         select %3$s, %7$s, jsonb_build_array(%8$s) from old_rows o
-        on conflict (table_oid, key_hash) do update set key = excluded.key;
+        on conflict (table_oid, key_hash) do update set key = excluded.key, version = null, remainder = null;
       elsif tg_op = 'UPDATE' then
         insert into sterna.tombstone as s (table_oid, key_hash, key)
         values (%3$s, %10$s, jsonb_build_array(%11$s))
-        on conflict (table_oid, key_hash) do update set key = excluded.key;
+        on conflict (table_oid, key_hash) do update set key = excluded.key, version = null, remainder = null;
       else
         insert into sterna.truncation as u (table_oid, times) values (%3$s, 1)
         on conflict (table_oid) do update set times = u.times + 1;
@@ -198,7 +198,7 @@ begin
         v_gone := v_count > 0;
       end if;
       insert into sterna.tombstone as s (table_oid, key_hash, key) values (%6$s, %7$s, jsonb_build_array(%11$s))
-      on conflict (table_oid, key_hash) do update set key = excluded.key
+      on conflict (table_oid, key_hash) do update set key = excluded.key, version = null, remainder = null
         where sterna.version_not_greater(s.xmin, ts, node);
       return v_gone;
     end $g$ $f$,

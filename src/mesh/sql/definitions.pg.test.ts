@@ -110,7 +110,13 @@ describe.each(MATRIX)('nodes on version %s', (version) => {
       { ...one, name: 'sterna_ddl_sql', publishes: 'i', tables: 'sterna.ddl_queue' },
       { ...one, name: 'sterna_default', publishes: 'i u d t', tables: 'keyed' },
       { ...one, name: 'sterna_default_insert_only', publishes: 'i t', tables: 'keyless' },
-      { ...one, name: 'sterna_internal', publishes: 'i u', tables: 'sterna.heartbeat sterna.sync_event' },
+      {
+        ...one,
+        name: 'sterna_internal',
+        publishes: 'i u',
+        tables:
+          'sterna.definition sterna.definition_step sterna.heartbeat sterna.review_closure sterna.row_message sterna.sync_event',
+      },
     ])
   })
 

@@ -1,0 +1,436 @@
+-- Conflicts: what is recorded of them, and what a node knows besides its tables: rows set aside, versions that xmin cannot
+-- express, changes that wait. These tables hold row data; they are not replicated, and only Sterna's role reads them.
+--
+-- Rows and keys stand in them as jsonb objects from column to text, as the types' own output functions give it.
+
+-- Who wrote a row last: commit timestamp at its origin, and the origin's node id.
+create type sterna.row_version as (at timestamptz, node_id integer);
+
+create table sterna.conflict_history (
+  id bigint generated always as identity primary key,
+  recorded_at timestamptz not null default clock_timestamp(),
+  -- PostgreSQL 18's names; insert_deleted (an insert older than the delete of its key) is ours.
+  conflict_type text not null,
+  table_oid oid not null,
+  table_name text not null,
+  key jsonb not null,
+  -- Null: there was none.
+  local_row jsonb,
+  remote_row jsonb,
+  local_version sterna.row_version,
+  remote_version sterna.row_version not null,
+  -- apply_remote, keep_local, merged, set_aside, skip
+  resolution text not null,
+  policy text not null default 'last_update_wins',
+  -- Whether neither writer knew what the other had written. Null: heartbeats do not tell (yet).
+  concurrent boolean
+);
+create index on sterna.conflict_history (recorded_at);
+create index on sterna.conflict_history (id) where concurrent is null;
+
+-- What a person should look at. An entry is closed, not deleted: by a resolution, or when its cause has gone.
+create table sterna.review (
+  id bigint generated always as identity primary key,
+  opened_at timestamptz not null default clock_timestamp(),
+  -- manual: policy of the table; set_aside: a unique value is taken; remainder: deltas of a deleted row; orphan: a foreign key
+  reason text not null check (reason in ('manual', 'set_aside', 'remainder', 'orphan')),
+  conflict_type text,
+  table_oid oid not null,
+  table_name text not null,
+  key_hash bigint,
+  key jsonb not null,
+  local_row jsonb,
+  remote_row jsonb,
+  local_version sterna.row_version,
+  remote_version sterna.row_version,
+  detail text,
+  closed_at timestamptz,
+  resolution text
+);
+create index on sterna.review (table_oid, key_hash) where closed_at is null;
+
+-- Changes that could not be applied, in the order of their origin's stream, until a retry or a person settles them.
+create table sterna.exception (
+  id bigint generated always as identity primary key,
+  parked_at timestamptz not null default clock_timestamp(),
+  -- failed: its own error; behind: an earlier change to its key is parked; transaction: another change of its transaction failed
+  reason text not null check (reason in ('failed', 'behind', 'transaction')),
+  origin_node_id integer not null,
+  -- Of the commit at the origin, and which change of that transaction, from 1 on.
+  lsn pg_lsn not null,
+  change_number integer not null,
+  table_oid oid,
+  table_name text not null,
+  operation text not null check (operation in ('insert', 'update', 'delete', 'truncate', 'cancel')),
+  -- Hashes of the keys that it touches; null: all keys.
+  key_hashes bigint[],
+  key jsonb,
+  old_row jsonb,
+  new_row jsonb,
+  version sterna.row_version not null,
+  sqlstate text,
+  message text,
+  detail text,
+  retries integer not null default 0,
+  last_retry_at timestamptz,
+  next_retry_at timestamptz
+);
+create index on sterna.exception (origin_node_id, id);
+create index on sterna.exception (table_oid);
+
+-- Rows that stand back for a newer row with which they share a unique value.
+create table sterna.aside (
+  table_oid oid not null,
+  key_hash bigint not null,
+  table_name text not null,
+  key jsonb not null,
+  row_values jsonb not null,
+  -- Null: older than everything.
+  version sterna.row_version,
+  -- The row that is in the way, by key, and by which constraints. It comes back when that row frees the values.
+  in_favour_of jsonb,
+  constraints text[] not null default '{}',
+  since timestamptz not null default clock_timestamp(),
+  primary key (table_oid, key_hash)
+);
+
+-- Versions that rows have and their xmin cannot express; valid only while that is the row's xmin.
+create table sterna.row_clock (
+  table_oid oid not null,
+  key_hash bigint not null,
+  row_xmin xid not null,
+  version sterna.row_version,
+  primary key (table_oid, key_hash)
+);
+
+-- Keys at which a change was given up since its origin has something newer, which is on its way.
+create table sterna.given_up (
+  table_oid oid not null,
+  key_hash bigint not null,
+  version sterna.row_version not null,
+  primary key (table_oid, key_hash)
+);
+
+-- Columns whose values are sums of contributions, and policies; the same on every node.
+create table sterna.delta_column (
+  table_oid oid not null,
+  column_name name not null,
+  primary key (table_oid, column_name)
+);
+create table sterna.policy (
+  table_oid oid not null,
+  -- Null: of all types (merge).
+  conflict_type text,
+  policy text not null check (policy in ('last_update_wins', 'manual', 'merge', 'apply_remote', 'keep_local')),
+  merge_function text,
+  unique nulls not distinct (table_oid, conflict_type)
+);
+
+-- What travels as rows of Sterna's own, because no change of the table itself says it. Written by triggers and functions of
+-- the node that they name, in the transaction that they belong to.
+create table sterna.row_message (
+  node_id integer not null,
+  message_id bigint generated always as identity,
+  schema_name name not null,
+  table_name name not null,
+  -- cancel: take `amounts` away from the sums of this key; delete: the row with this key, and with it the sums in `amounts`
+  operation text not null check (operation in ('cancel', 'delete')),
+  key jsonb not null,
+  amounts jsonb not null,
+  sent_at timestamptz not null default clock_timestamp(),
+  primary key (node_id, message_id)
+);
+-- An entry of the review queue was settled on one node: those of the same key go everywhere.
+create table sterna.review_closure (
+  node_id integer not null,
+  closure_id bigint generated always as identity,
+  schema_name name not null,
+  table_name name not null,
+  key jsonb not null,
+  resolution text not null,
+  closed_at timestamptz not null default clock_timestamp(),
+  primary key (node_id, closure_id)
+);
+-- Definitions that must take effect on all nodes at one point of every stream, and which nodes have come how far with them.
+create table sterna.definition (
+  definition_id uuid primary key default gen_random_uuid(),
+  node_id integer not null,
+  kind text not null,
+  schema_name name not null,
+  table_name name not null,
+  body jsonb not null,
+  -- fencing, active, refused
+  state text not null default 'fencing',
+  reason text,
+  created_at timestamptz not null default clock_timestamp()
+);
+create table sterna.definition_step (
+  definition_id uuid not null,
+  node_id integer not null,
+  step text not null,
+  done_at timestamptz not null default clock_timestamp(),
+  detail text,
+  primary key (definition_id, node_id, step)
+);
+
+-- What a subscription does with a change that cannot be applied.
+alter table sterna.subscription add column on_exception text not null default 'park'
+  check (on_exception in ('park', 'transdiscard', 'stop'));
+
+-- Tombstones of tables with delta columns: a version of its own where it was rewritten, and what is left of the sums.
+alter table sterna.tombstone add column version sterna.row_version, add column remainder jsonb;
+
+-- Tables whose changes are decided one by one, in the careful lane of apply: because of delta columns or a merge function, or
+-- as long as one of their rows has an entry above. A session that applies knows them by the epoch, and refuses to commit
+-- under another one (ST007).
+create table sterna.careful_table (
+  table_oid oid primary key,
+  since timestamptz not null default clock_timestamp()
+);
+create table sterna.careful_state (
+  singleton boolean primary key default true check (singleton),
+  epoch bigint not null
+);
+insert into sterna.careful_state (epoch) values (1);
+
+create function sterna.careful_mark(relation oid) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  insert into sterna.careful_table (table_oid) values (sterna.root_table(relation)) on conflict do nothing;
+  if found then
+    update sterna.careful_state set epoch = epoch + 1;
+  end if;
+end $$;
+
+-- Takes tables off the list that have nothing any more that needs care.
+create function sterna.careful_clean() returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  delete from sterna.careful_table c
+   where not exists (select from sterna.aside a where a.table_oid = c.table_oid)
+     and not exists (select from sterna.row_clock r where r.table_oid = c.table_oid)
+     and not exists (select from sterna.given_up g where g.table_oid = c.table_oid)
+     and not exists (select from sterna.exception e where e.table_oid = c.table_oid)
+     and not exists (select from sterna.tombstone s where s.table_oid = c.table_oid and s.remainder is not null)
+     and not exists (select from sterna.delta_column d where d.table_oid = c.table_oid)
+     and not exists (select from sterna.policy p where p.table_oid = c.table_oid and p.policy <> 'manual');
+  if found then
+    update sterna.careful_state set epoch = epoch + 1;
+  end if;
+end $$;
+
+-- Timestamps as apply computes with them: microseconds since 2000-01-01.
+create function sterna.pg_time(at timestamptz) returns bigint
+language sql immutable set search_path = pg_catalog, pg_temp as $$
+  select (extract(epoch from at) * 1000000)::bigint - 946684800000000
+$$;
+create function sterna.time_of(pg_time bigint) returns timestamptz
+language sql immutable set search_path = pg_catalog, pg_temp as $$
+  select timestamptz '2000-01-01 00:00:00+00' + pg_time * interval '1 microsecond'
+$$;
+
+-- The node behind a replication origin; of origin 0, this one.
+create function sterna.node_of_origin(origin oid) returns integer
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select case when origin = 0 then (select l.node_id from sterna.local_node l)
+              else (select substring(o.roname from '^sterna_\d+_(\d+)')::integer from pg_replication_origin o where o.roident = origin) end
+$$;
+
+-- The version that a row's xmin gives it. Null: none is known, which counts as older than everything. A row that the
+-- transaction itself wrote has the version of the change being applied.
+create function sterna.version_of_xmin(row_xmin xid, own sterna.row_version) returns sterna.row_version
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+declare
+  c record;
+begin
+  select x.timestamp as at, x.roident into c from pg_xact_commit_timestamp_origin(row_xmin) x;
+  if c.at is null then
+    return case when age(row_xmin) <= age(pg_current_xact_id_if_assigned()::xid) then own end;
+  end if;
+  return row(c.at, coalesce(sterna.node_of_origin(c.roident), 0))::sterna.row_version;
+end $$;
+
+-- The version of a row: that of its row_clock entry while that is valid, else that of xmin.
+create function sterna.version_of_row(relation oid, hash bigint, row_xmin xid, own sterna.row_version) returns sterna.row_version
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+declare
+  v_clock record;
+begin
+  select r.version, r.row_xmin into v_clock from sterna.row_clock r where r.table_oid = relation and r.key_hash = hash;
+  if v_clock.row_xmin = version_of_row.row_xmin then
+    return v_clock.version;
+  end if;
+  return sterna.version_of_xmin(row_xmin, own);
+end $$;
+
+create function sterna.version_greater(a sterna.row_version, b sterna.row_version) returns boolean
+language sql immutable set search_path = pg_catalog, pg_temp as $$
+  select case when a is null then false when b is null then true else ((a).at, (a).node_id) > ((b).at, (b).node_id) end
+$$;
+
+-- A row as an object of texts, by the types' own output: casts to text or json can be anybody's.
+create function sterna.row_texts(r anyelement) returns jsonb
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+declare
+  v_texts jsonb;
+begin
+  if r is not distinct from null then
+    return null;
+  end if;
+  execute (
+    select format('select jsonb_object(array[%s]::text[], array[%s]::text[]) from (select ($1).*) t',
+                  string_agg(quote_literal(a.attname), ', ' order by a.attnum),
+                  string_agg(format('case num_nulls(t.%1$I) when 0 then format(''%%s'', t.%1$I) end', a.attname), ', ' order by a.attnum))
+      from pg_type y join pg_attribute a on a.attrelid = y.typrelid and a.attnum > 0 and not a.attisdropped
+     where y.oid = pg_typeof(r)::oid)
+    into v_texts using r;
+  return v_texts;
+end $$;
+
+create function sterna.key_of_texts(relation oid, texts jsonb) returns jsonb
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select jsonb_object_agg(k, texts -> k) from unnest(sterna.key_columns(relation)::text[]) k
+$$;
+
+-- For functions that owners of tables must be able to call while apply writes as them, and nobody else.
+create function sterna.require_apply_session() returns void
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  if not sterna.trusted_role((select r.oid from pg_roles r where r.rolname = session_user)) then
+    raise exception 'permission denied: only sessions of Sterna may call this' using errcode = '42501';
+  end if;
+end $$;
+
+-- Records a conflict, unless the writer of the newer version knew the older one; queues it for review where the policy is
+-- manual. Says its type to the session that applies, which counts.
+create function sterna.record_conflict(kind text, relation oid, row_key jsonb, local_texts jsonb, remote_texts jsonb,
+                                       local_version sterna.row_version, remote_version sterna.row_version, outcome text)
+returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  v_root constant oid := sterna.root_table(relation);
+  v_relation text;
+  v_policy text;
+begin
+  if local_version is not null then
+    v_relation := case when sterna.version_greater(local_version, remote_version)
+                       then sterna.version_relation(local_version, remote_version)
+                       else sterna.version_relation(remote_version, local_version) end;
+    if v_relation = 'ordered' and kind !~ '_(missing|deleted)$' then
+      return;
+    end if;
+  end if;
+  select p.policy into v_policy from sterna.policy p
+   where p.table_oid = v_root and (p.conflict_type = kind or p.conflict_type is null) order by p.conflict_type nulls last limit 1;
+  insert into sterna.conflict_history (conflict_type, table_oid, table_name, key, local_row, remote_row, local_version,
+                                       remote_version, resolution, policy, concurrent)
+  values (kind, v_root, relation::regclass::text, coalesce(row_key, '{}'), local_texts, remote_texts, record_conflict.local_version,
+          record_conflict.remote_version, outcome, coalesce(v_policy, 'last_update_wins'),
+          case v_relation when 'concurrent' then true when 'ordered' then false end);
+  if v_policy = 'manual' then
+    insert into sterna.review (reason, conflict_type, table_oid, table_name, key, local_row, remote_row, local_version, remote_version)
+    values ('manual', kind, v_root, relation::regclass::text, coalesce(row_key, '{}'), local_texts, remote_texts,
+            record_conflict.local_version, record_conflict.remote_version);
+  end if;
+  raise notice '%', kind using errcode = 'ST011';
+end $$;
+
+-- The fast lane's question about a row that another node wrote last, or that is newer: whether the change (ts, node) may
+-- replace it. Records what is a conflict. `arriving`: the new row; null: a delete.
+create function sterna.met_row(present anyelement, arriving anyelement, row_xmin xid, ts timestamptz, node integer, operation text)
+returns boolean
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  v_relation constant oid := (select t.typrelid from pg_type t where t.oid = pg_typeof(present)::oid);
+  v_remote constant sterna.row_version := row(ts, node);
+  v_local constant sterna.row_version := sterna.version_of_xmin(row_xmin, null);
+  v_wins constant boolean := not sterna.version_greater(v_local, v_remote);
+  v_texts jsonb;
+begin
+  perform sterna.require_apply_session();
+  if v_local is not null and (v_local).node_id <> node
+     and sterna.version_relation(case when v_wins then v_remote else v_local end, case when v_wins then v_local else v_remote end) <> 'ordered' then
+    v_texts := sterna.row_texts(present);
+    perform sterna.record_conflict(
+      case operation when 'insert' then 'insert_exists' else operation || '_origin_differs' end, v_relation,
+      sterna.key_of_texts(v_relation, v_texts), v_texts, sterna.row_texts(arriving), v_local, v_remote,
+      case when v_wins then 'apply_remote' else 'keep_local' end);
+  end if;
+  return v_wins;
+end $$;
+
+-- An update created its row, which was not here. A deleter must not slip past unseen.
+create function sterna.met_none(created anyelement, guard oid, ts timestamptz, node integer) returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  v_relation constant oid := (select t.typrelid from pg_type t where t.oid = pg_typeof(created)::oid);
+  v_texts constant jsonb := sterna.row_texts(created);
+begin
+  perform sterna.require_apply_session();
+  perform sterna.second_look(guard);
+  perform sterna.record_conflict('update_missing', v_relation, sterna.key_of_texts(v_relation, v_texts), null, v_texts, null,
+                                 row(ts, node)::sterna.row_version, 'apply_remote');
+end $$;
+
+-- Before the commit of a transaction that created rows in a table: whether anything was deleted there that a change could be
+-- older than. Sessions that announce timestamps have compared row by row (the trigger sterna_revive).
+create function sterna.second_look(guard oid) returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  perform sterna.require_apply_session();
+  if guard is null or coalesce(current_setting('sterna.change_time', true), '') <> '' then
+    return;
+  end if;
+  perform pg_advisory_xact_lock_shared(sterna.tombstone_lock(guard));
+  if exists (select from sterna.tombstone s where s.table_oid = guard)
+     or exists (select from sterna.truncation u where u.table_oid = guard) then
+    raise exception 'the table has tombstones' using errcode = 'ST004';
+  end if;
+end $$;
+
+-- What is known of a key besides its row, for the careful lane. `node`: the origin of the change.
+create function sterna.side_facts(guard oid, hash bigint, node integer) returns jsonb
+language sql volatile set search_path = pg_catalog, pg_temp as $$
+  select jsonb_build_object(
+    'tombstone', (select jsonb_build_object('at', sterna.pg_time((v.version).at)::text, 'node', (v.version).node_id, 'remainder', s.remainder)
+                    from sterna.tombstone s,
+                         lateral (select coalesce(s.version, sterna.version_of_xmin(s.xmin, null)) as version) v
+                   where s.table_oid = guard and s.key_hash = hash),
+    'aside', (select jsonb_build_object('at', sterna.pg_time((a.version).at)::text, 'node', (a.version).node_id, 'values', a.row_values)
+                from sterna.aside a where a.table_oid = guard and a.key_hash = hash),
+    'truncated', (select jsonb_build_object('at', sterna.pg_time((v.version).at)::text, 'node', (v.version).node_id)
+                    from sterna.truncation u, lateral (select sterna.version_of_xmin(u.xmin, null) as version) v
+                   where u.table_oid = guard),
+    'parked', exists (select from sterna.exception e where e.table_oid = guard and (e.key_hashes is null or hash = any (e.key_hashes))),
+    'parkedOfOrigin', exists (select from sterna.exception e where e.table_oid = guard and e.origin_node_id = node
+                                 and (e.key_hashes is null or hash = any (e.key_hashes))),
+    'givenUp', (select jsonb_build_object('at', sterna.pg_time((g.version).at)::text, 'node', (g.version).node_id)
+                  from sterna.given_up g where g.table_oid = guard and g.key_hash = hash))
+$$;
+
+-- The history as users of Spock know it.
+create view sterna.resolutions as
+  select h.id, (select n.node_name from sterna.local_node l join sterna.node n using (node_id)) as node_name,
+         h.recorded_at as log_time, h.table_name as relname, null::name as idxname, h.conflict_type,
+         h.resolution as conflict_resolution,
+         (h.local_version).node_id as local_origin, h.local_row as local_tuple, null::xid as local_xid,
+         (h.local_version).at as local_timestamp,
+         (h.remote_version).node_id as remote_origin, h.remote_row as remote_tuple, null::xid as remote_xid,
+         (h.remote_version).at as remote_timestamp, null::pg_lsn as remote_lsn
+    from sterna.conflict_history h;
+
+do $$
+declare
+  v_function regprocedure;
+begin
+  for v_function in
+    select p.oid::regprocedure from pg_catalog.pg_proc p
+     where p.pronamespace = 'sterna'::regnamespace
+       and p.proname in ('careful_mark', 'careful_clean', 'pg_time', 'time_of', 'node_of_origin', 'version_of_xmin', 'version_of_row',
+                         'version_greater', 'row_texts', 'key_of_texts', 'record_conflict', 'side_facts', 'require_apply_session')
+  loop
+    execute format('revoke all on function %s from public', v_function);
+  end loop;
+end $$;
+
+-- Called where apply writes with the rights of a table's owner. met_row and met_none record only in sessions of Sterna.
