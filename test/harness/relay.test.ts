@@ -46,6 +46,26 @@ test('a delay keeps the order and holds data back', async () => {
   expect(performance.now() - start).toBeGreaterThanOrEqual(99)
 })
 
+test('what is held arrives later, all of it and in order, on connections that live on', async () => {
+  const first = open()
+  first.socket.write('a')
+  await waitUntil('it works', () => first.received() === 'a')
+  relay.hold()
+  for (const text of ['b', 'c', 'd']) first.socket.write(text)
+  const second = open()
+  second.socket.write('x')
+  await once(second.socket, 'connect')
+  const other = await startRelay({ to: { host: '127.0.0.1', port: (echo.address() as AddressInfo).port } })
+  const passing = connect(other.port, '127.0.0.1')
+  clients.push(passing)
+  passing.write('y')
+  await once(passing, 'data')
+  await other.close()
+  expect([first.received(), second.received()]).toEqual(['a', ''])
+  relay.release()
+  await waitUntil('all came back', () => first.received() === 'abcd' && second.received() === 'x')
+})
+
 test('a cut drops what is there and refuses what comes, until healed', async () => {
   const first = open()
   first.socket.write('a')

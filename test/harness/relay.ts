@@ -15,6 +15,9 @@ export interface Relay {
   cut(): void
   /** Keeps and accepts connections, but forwards nothing any more: a cable that was pulled. */
   blackhole(): void
+  /** Keeps and accepts connections, and keeps what they send: it goes on, all of it and in order, with `release`. */
+  hold(): void
+  release(): void
   /** Back to forwarding. Connections that existed during a blackhole are dropped: they lost data. */
   heal(): void
   close(): Promise<void>
@@ -29,6 +32,8 @@ export async function startRelay(options: {
   let mode: Mode = 'forward'
   let delayMs = 0
   let change: ((chunk: Buffer) => Buffer) | undefined
+  /** What waits for `release`; undefined: nothing is held. */
+  let held: (() => void)[] | undefined
   const open = new Set<Socket>()
 
   const dropAll = (): void => {
@@ -45,6 +50,7 @@ export async function startRelay(options: {
     let lastDue = 0
     let waiting = 0
     const later = (action: () => void): void => {
+      if (held) return void held.push(() => later(action))
       const due = Math.max(lastDue, performance.now() + delayMs)
       lastDue = due
       const waitMs = due - performance.now()
@@ -99,6 +105,14 @@ export async function startRelay(options: {
     },
     blackhole() {
       mode = 'blackhole'
+    },
+    hold() {
+      held ??= []
+    },
+    release() {
+      const actions = held ?? []
+      held = undefined
+      for (const action of actions) action()
     },
     heal() {
       if (mode === 'blackhole') dropAll()
