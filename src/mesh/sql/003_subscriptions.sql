@@ -88,7 +88,7 @@ create function sterna.sub_create(subscription_name name, provider_dsn text,
                                   synchronize_structure boolean default false, synchronize_data boolean default false,
                                   forward_origins text[] default '{}', apply_delay interval default '0',
                                   force_text_transfer boolean default false, enabled boolean default true,
-                                  skip_schema text[] default '{}') returns oid
+                                  skip_schema text[] default '{}', on_exception text default 'park') returns oid
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
@@ -141,13 +141,14 @@ begin
     raise exception 'subscription "%": the delay % is negative', subscription_name, sub_create.apply_delay
       using errcode = 'ST135', hint = 'Give an interval such as ''1 hour''.';
   end if;
-  insert into sterna.subscription (sub_name, provider_dsn, replication_sets, apply_delay, force_text_transfer, enabled)
+  perform sterna.check_on_exception(subscription_name, sub_create.on_exception);
+  insert into sterna.subscription (sub_name, provider_dsn, replication_sets, apply_delay, force_text_transfer, enabled, on_exception)
   values (subscription_name, sub_create.provider_dsn,
           (select array_agg(d.set_name order by d.position)
              from (select r.set_name, min(r.position) as position
                      from unnest(sub_create.replication_sets) with ordinality as r(set_name, position) group by r.set_name) d),
           coalesce(sub_create.apply_delay, '0'), coalesce(sub_create.force_text_transfer, false),
-          coalesce(sub_create.enabled, true));
+          coalesce(sub_create.enabled, true), sub_create.on_exception);
   return sterna.subscription_id(subscription_name);
 end $$;
 
@@ -164,10 +165,10 @@ create function sterna.subscription_create(subscription_name name, provider_dsn 
                                            synchronize_data boolean default false,
                                            forward_origins text[] default '{}', apply_delay interval default '0',
                                            force_text_transfer boolean default false, enabled boolean default true,
-                                           skip_schema text[] default '{}') returns oid
+                                           skip_schema text[] default '{}', on_exception text default 'park') returns oid
 language sql set search_path = pg_catalog, pg_temp as $$
   select sterna.sub_create(subscription_name, provider_dsn, replication_sets, synchronize_structure, synchronize_data,
-                           forward_origins, apply_delay, force_text_transfer, enabled, skip_schema)
+                           forward_origins, apply_delay, force_text_transfer, enabled, skip_schema, on_exception)
 $$;
 
 -- Ends a subscription; the agent drops its slot at the provider. Null where there is none and `ifexists` is set.
@@ -255,9 +256,9 @@ end $$;
 
 revoke all on function sterna.slot_name_for(name, name) from public;
 revoke all on function sterna.check_subscription(name) from public;
-revoke all on function sterna.sub_create(name, text, text[], boolean, boolean, text[], interval, boolean, boolean, text[]) from public;
+revoke all on function sterna.sub_create(name, text, text[], boolean, boolean, text[], interval, boolean, boolean, text[], text) from public;
 revoke all on function sterna.subscription_id(name) from public;
-revoke all on function sterna.subscription_create(name, text, text[], boolean, boolean, text[], interval, boolean, boolean, text[]) from public;
+revoke all on function sterna.subscription_create(name, text, text[], boolean, boolean, text[], interval, boolean, boolean, text[], text) from public;
 revoke all on function sterna.sub_drop(name, boolean) from public;
 revoke all on function sterna.sub_enable(name, boolean) from public;
 revoke all on function sterna.sub_disable(name, boolean) from public;
