@@ -1,9 +1,11 @@
 /** The entry of `sterna`: runs the program with the arguments of this process. */
 import { agentCommand } from './agent.ts'
 import { clusterCommand } from './cluster.ts'
+import { conflictsCommand } from './conflicts.ts'
 import { doctorCommand } from './doctor.ts'
 import { downCommand } from './down.ts'
 import { dsnCommand } from './dsn.ts'
+import { exceptionsCommand } from './exceptions.ts'
 import { nodeCommand } from './node.ts'
 import { runProgram } from './program.ts'
 import { repsetCommand } from './repset.ts'
@@ -23,6 +25,8 @@ const commands = [
   nodeCommand(),
   subCommand(),
   repsetCommand(),
+  conflictsCommand(),
+  exceptionsCommand(),
   agentCommand(),
 ]
 

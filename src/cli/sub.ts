@@ -1,9 +1,13 @@
-import { Command, Option } from 'commander'
+import { Argument, Command, Option } from 'commander'
 
+import type { PgConnection } from '../postgres/connection.ts'
 import { parseDsn } from '../postgres/dsn.ts'
 import { addNodeOptions, askAll, change, nodesToList, type OnNodeOptions } from './node-session.ts'
 import { formatBytes, formatSeconds, formatTable, paintFor, print, printable, printJson } from './output.ts'
 import { findCluster, nodeNamed } from './target.ts'
+
+/** What `on_exception` can be. */
+const EXCEPTION_MODES = ['park', 'transdiscard', 'stop']
 
 /** `sterna sub`: which node follows which. */
 export function subCommand(): Command {
@@ -14,6 +18,7 @@ export function subCommand(): Command {
     .addCommand(dropCommand())
     .addCommand(switchCommand('enable', 'let a subscription go on from where it was'))
     .addCommand(switchCommand('disable', 'stop a subscription; its slot stays and holds WAL at the provider'))
+    .addCommand(onExceptionCommand())
 }
 
 interface SubscriptionRow {
@@ -37,7 +42,10 @@ function listCommand(): Command {
              replication_sets::text[], lag_bytes::bigint, lag_seconds::float8
            from sterna.sub_show_status() order by subscription_name`,
         )
-        return found.map((row) => Object.assign({ on: name }, row))
+        const modes = await readModes(conn)
+        return found.map((row) =>
+          Object.assign({ on: name }, row, { on_exception: modes.get(row.subscription_name) ?? null }),
+        )
       })
       if (options.json) return printJson({ subscriptions: rows, unreachable })
       print(
@@ -49,6 +57,7 @@ function listCommand(): Command {
             { title: 'provider' },
             { title: 'lag', align: 'right' },
             { title: '', align: 'right' },
+            { title: 'on exception' },
             { title: 'sets' },
           ],
           rows.map((row) => [
@@ -58,6 +67,7 @@ function listCommand(): Command {
             row.provider_node ?? '-',
             row.lag_bytes === null ? '-' : formatBytes(Number(row.lag_bytes)),
             row.lag_seconds === null ? '' : formatSeconds(row.lag_seconds),
+            row.on_exception ?? '-',
             printable(row.replication_sets.join(', ')),
           ]),
           paintFor(process.stdout),
@@ -67,10 +77,23 @@ function listCommand(): Command {
   return addNodeOptions(command, 'only the subscriptions of this node')
 }
 
+/** What each subscription does with changes that cannot be applied; of none to a role that may not read it. */
+async function readModes(conn: PgConnection): Promise<Map<string, string>> {
+  const may = await conn.row<{ read: boolean }>(
+    `select pg_catalog.has_table_privilege('sterna.subscription', 'SELECT') as read`,
+  )
+  if (!may?.read) return new Map()
+  const { rows } = await conn.query<{ name: string; mode: string }>(
+    'select sub_name::text as name, on_exception as mode from sterna.subscription',
+  )
+  return new Map(rows.map(({ name, mode }) => [name, mode]))
+}
+
 interface CreateOptions extends OnNodeOptions {
   readonly provider: string
   readonly sets?: string
   readonly disabled?: boolean
+  readonly onException: string
 }
 
 function createCommand(): Command {
@@ -83,6 +106,11 @@ function createCommand(): Command {
       'replication sets of the provider, separated by commas (default: the built-in ones)',
     )
     .option('--disabled', 'define it, but do not start it')
+    .addOption(
+      new Option('--on-exception <mode>', 'what it does with a change that cannot be applied')
+        .choices(EXCEPTION_MODES)
+        .default('park'),
+    )
     .addHelpText(
       'after',
       `
@@ -98,9 +126,9 @@ Examples:
       const sets = options.sets?.split(',').map((name) => name.trim())
       await change(
         options,
-        `select sterna.sub_create(subscription_name => $1, provider_dsn => $2, enabled => $3::boolean
-           ${sets ? ', replication_sets => $4::text[]' : ''})`,
-        [subscription, dsn, options.disabled !== true, ...(sets ? [sets] : [])],
+        `select sterna.sub_create(subscription_name => $1, provider_dsn => $2, enabled => $3::boolean,
+           on_exception => $4 ${sets ? ', replication_sets => $5::text[]' : ''})`,
+        [subscription, dsn, options.disabled !== true, options.onException, ...(sets ? [sets] : [])],
         `created subscription ${subscription}`,
       )
     })
@@ -139,6 +167,25 @@ function switchCommand(verb: 'enable' | 'disable', description: string): Command
         `select sterna.sub_${verb}($1)`,
         [subscription],
         `${verb}d subscription ${subscription}`,
+      ),
+    )
+  return addNodeOptions(command, 'the node that follows')
+}
+
+function onExceptionCommand(): Command {
+  const command = new Command('set-on-exception')
+    .description('what a subscription does with a change that cannot be applied')
+    .argument('<subscription>', 'name of the subscription')
+    .addArgument(
+      new Argument('<mode>', 'park the change, park its whole transaction, or stop').choices(EXCEPTION_MODES),
+    )
+    .addHelpText('after', '\nExamples:\n  sterna sub set-on-exception sub_n2_n1 stop --on n2')
+    .action((subscription: string, mode: string, options: OnNodeOptions) =>
+      change(
+        options,
+        'select sterna.sub_set_on_exception($1, $2)',
+        [subscription, mode],
+        `${subscription} is on_exception = ${mode}`,
       ),
     )
   return addNodeOptions(command, 'the node that follows')
