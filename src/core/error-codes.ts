@@ -392,10 +392,20 @@ export const ERROR_CODES = {
   APPLY_FAILED: {
     message: '{operation} on {table} could not be applied on {node}: {reason} ({sqlstate})',
     cause:
-      'PostgreSQL refused a change from the provider on this node. The whole transaction was rolled back; nothing is skipped.',
+      'PostgreSQL refused a change from the provider on this node, to a table without a key or at the commit, so that it cannot be parked by itself. The whole transaction was rolled back; nothing is skipped.',
     action:
       'Remove the cause on this node (see the reason). It is retried with the same data until it succeeds.',
     retry: true,
+    exitCode: 1,
+  },
+  EXCEPTION_STOPPED: {
+    message:
+      '{operation} on {table} was refused: {reason} ({sqlstate}); the subscription has disabled itself',
+    cause:
+      'PostgreSQL refused a change from the provider, and on_exception of the subscription is stop. The whole transaction was rolled back; the subscription keeps its place.',
+    action:
+      "Remove the cause on this node (see the reason), then: select sterna.sub_enable('...'). Or let such changes wait: select sterna.sub_set_on_exception('...', 'park').",
+    retry: false,
     exitCode: 1,
   },
   CODE_REFUSED: {

@@ -1,7 +1,7 @@
 import { SternaError } from '../core/errors.ts'
 import { LSN_ZERO, type Lsn } from '../core/lsn.ts'
-import { unixMsOf } from '../core/pg-time.ts'
-import { parseBegin, PGOUTPUT } from '../pgwire/pgoutput.ts'
+import { unixMsOf, type PgTime } from '../core/pg-time.ts'
+import { parseBegin, parseCommit, PGOUTPUT } from '../pgwire/pgoutput.ts'
 import type { PgConnection } from '../postgres/connection.ts'
 import type { ConnectTarget } from '../postgres/dsn.ts'
 import { ReplicationStream, type StreamHandler } from '../postgres/replication-stream.ts'
@@ -13,12 +13,16 @@ import {
   type AppliedTransaction,
   type Purpose,
 } from './apply/apply-session.ts'
+import { AttemptFailed, type Attempt, type OnException } from './apply/careful/careful-lane.ts'
+import { CareChanged } from './apply/careful/care.ts'
+import { OriginRows } from './apply/careful/origin-rows.ts'
 import { ConfirmedPosition, type LocalWal } from './apply/confirmed-position.ts'
 import type { LocalClock } from './apply/local-clock.ts'
 import type { FlowNodes } from './apply/table-plan.ts'
 
 const CONFIRM_INTERVAL_MS = 250
 const PING_INTERVAL_MS = 10_000
+const RETRY_INTERVAL_MS = 1000
 const SILENCE_LIMIT_MS = 45_000
 
 export interface FlowOptions {
@@ -36,6 +40,9 @@ export interface FlowOptions {
   /** The provider can leave out what it applied from elsewhere (PostgreSQL 16 and later). */
   readonly filterOrigins: boolean
   readonly applyDelayMs: number
+  readonly onException: OnException
+  /** How to apply the transaction that failed before; null: none did. */
+  readonly attempt: Attempt | null
   readonly clock: LocalClock
   readonly localWal: () => Promise<LocalWal>
   /** Runs in the session that will apply, before it does. Rejects to end the flow. */
@@ -56,6 +63,9 @@ const TOMBSTONE_MET = 'ST004'
 const CODE_APPEARED = 'ST005'
 /** Code of an ordinary role left something for the end of the transaction, or for the statements after it. */
 const CODE_LEFT_SOMETHING = 'ST006'
+
+/** Other tables need care than the session knew. */
+const CARE_CHANGED = 'ST007'
 
 /** A change met a tombstone: stream again with timestamps announced. */
 export class AnnouncingNeeded extends Error {
@@ -81,6 +91,8 @@ export interface FlowCounters {
   readonly conflicts: Record<string, number>
   lastCommitMs: number | null
   lastDelayMs: number | null
+  /** No transaction of the provider that is newer has been given to the server. Null: an earlier agent may have given some. */
+  seenUpTo: PgTime | null
 }
 
 /**
@@ -96,14 +108,19 @@ export class ChangeFlow implements StreamHandler, ApplyHandler {
   #stream: ReplicationStream | undefined
   #blocked = false
   #endingAt: Lsn | undefined
+  readonly #rows: OriginRows
+  /** Types of the conflicts that were recorded in the transaction that commits next. */
+  #recorded: string[] = []
   readonly #backlog: Buffer[] = []
   #fail!: (error: unknown) => void
   #lastPingMs = Date.now()
+  #lastRetryMs = 0
 
   constructor(options: FlowOptions, counters: FlowCounters) {
     this.#options = options
     this.#counters = counters
     this.position = new ConfirmedPosition()
+    this.#rows = new OriginRows(options.providerTarget, options.applicationName)
   }
 
   get receivedLsn(): Lsn {
@@ -133,6 +150,8 @@ export class ChangeFlow implements StreamHandler, ApplyHandler {
         this,
         options.beforeApply,
       )
+      // Nobody else applies for this origin any more, and nothing is applied before the clock here is past it.
+      this.#counters.seenUpTo ??= await options.clock.refresh()
       this.#applier = new Applier({
         session: this.#session,
         clock: options.clock,
@@ -142,6 +161,9 @@ export class ChangeFlow implements StreamHandler, ApplyHandler {
         binary: options.binary,
         announce: options.announce,
         applyDelayMs: options.applyDelayMs,
+        onException: options.onException,
+        fetch: (table, key) => this.#rows.fetch(table, key, signal),
+        attempt: options.attempt,
         signal,
         onClockAhead: options.onClockAhead,
         onNothingToApply: (endLsn) => {
@@ -170,7 +192,7 @@ export class ChangeFlow implements StreamHandler, ApplyHandler {
       await Promise.race([failed, stop])
     } finally {
       clearInterval(timer)
-      await Promise.all([this.#stream?.close(), this.#session?.close()])
+      await Promise.all([this.#stream?.close(), this.#session?.close(), this.#rows.close()])
     }
   }
 
@@ -194,6 +216,8 @@ export class ChangeFlow implements StreamHandler, ApplyHandler {
 
   onCommitted(transaction: AppliedTransaction): void {
     const counters = this.#counters
+    for (const type of this.#recorded) counters.conflicts[type] = (counters.conflicts[type] ?? 0) + 1
+    this.#recorded = []
     counters.transactions++
     counters.changes += transaction.changes
     counters.lastCommitMs = unixMsOf(transaction.commitTime)
@@ -202,29 +226,22 @@ export class ChangeFlow implements StreamHandler, ApplyHandler {
     this.#options.onApplied()
   }
 
-  onNothingChanged({ operation }: Purpose): void {
-    const type =
-      operation === 'insert'
-        ? 'insert_exists'
-        : operation === 'delete'
-          ? 'delete_missing'
-          : 'update_origin_differs'
-    if (operation === 'truncate' || operation === 'ddl' || operation === 'guard' || operation === 'finish')
-      return
-    this.#count(type)
-  }
-
-  onOlderThanTombstone(): void {
-    this.#count('update_deleted')
-  }
-
-  #count(type: string): void {
-    this.#counters.conflicts[type] = (this.#counters.conflicts[type] ?? 0) + 1
+  onConflict(type: string): void {
+    this.#recorded.push(type)
   }
 
   /** The stream or the session is over. */
-  onEnd(error: SternaError, purpose?: Purpose): void {
-    this.#fail(purpose ? applyError(error, purpose, this.#options.nodes.local) : error)
+  onEnd(error: SternaError, purpose?: Purpose, lsn?: Lsn): void {
+    const { attempt, nodes } = this.#options
+    if (error instanceof ServerError && error.sqlstate === CARE_CHANGED) return this.#fail(new CareChanged())
+    if (!purpose) return this.#fail(error)
+    const refused = applyError(error, purpose, nodes.local)
+    const failed = lsn ?? this.#applier.currentLsn
+    // The fast lane cannot tell one change of a transaction from another: it is applied again, one by one.
+    const isNew = failed !== undefined && attempt?.lsn !== failed
+    if (isNew && refused instanceof SternaError && refused.code === 'APPLY_FAILED')
+      this.#fail(new AttemptFailed({ lsn: failed, park: new Map(), discard: null }))
+    else this.#fail(refused)
   }
 
   #take(buffer: Buffer, start: number, end: number): void {
@@ -234,6 +251,7 @@ export class ChangeFlow implements StreamHandler, ApplyHandler {
         const { finalLsn } = parseBegin(buffer, start + 1)
         if (finalLsn >= upTo) return this.#endAt(finalLsn)
       }
+      if (buffer[start] === PGOUTPUT.commit) this.#see(parseCommit(buffer, start + 1).commitTime)
       const wait = this.#applier.handle(buffer, start, end)
       if (wait) this.#block(wait)
       else if (this.#session.congested)
@@ -242,6 +260,12 @@ export class ChangeFlow implements StreamHandler, ApplyHandler {
       this.#blocked = true
       this.#fail(streamError(error))
     }
+  }
+
+  /** Before the commit is sent: what the server has must never be more than what we say that it may have. */
+  #see(commitTime: PgTime): void {
+    const { seenUpTo } = this.#counters
+    if (seenUpTo !== null && commitTime > seenUpTo) this.#counters.seenUpTo = commitTime
   }
 
   /** Takes no more; the flow ends when what was taken is durable. */
@@ -283,6 +307,7 @@ export class ChangeFlow implements StreamHandler, ApplyHandler {
     if (applied > confirmed && this.position.onLocalWal(applied, await this.#options.localWal()))
       this.#confirm()
     const nowMs = Date.now()
+    if (nowMs - this.#lastRetryMs > RETRY_INTERVAL_MS) this.#retryParked(nowMs)
     if (nowMs - this.#lastPingMs > PING_INTERVAL_MS) {
       this.#lastPingMs = nowMs
       this.#confirm(true)
@@ -294,6 +319,13 @@ export class ChangeFlow implements StreamHandler, ApplyHandler {
         reason: `nothing received for ${SILENCE_LIMIT_MS / 1000} s`,
       })
     }
+  }
+
+  /** Between two transactions; the stream waits meanwhile. */
+  #retryParked(nowMs: number): void {
+    if (this.#blocked || this.#applier.inTransaction || this.#session.care.isEmpty) return
+    this.#lastRetryMs = nowMs
+    this.#block(this.#applier.retryParked())
   }
 
   #confirm(requestReply = false): void {

@@ -1,3 +1,4 @@
+import type { OnException } from './apply/careful/careful-lane.ts'
 import type { Lsn } from '../core/lsn.ts'
 import type { PgConnection } from '../postgres/connection.ts'
 
@@ -24,6 +25,8 @@ export interface SubscriptionDefinition {
   readonly applyDelayMs: number
   readonly forceText: boolean
   readonly enabled: boolean
+  /** What is done with a change that the server refuses. */
+  readonly onException: OnException
   /** The slot exists, and the origin's progress is set to where it begins. */
   readonly initialized: boolean
   /** Tells it from one that had its name before. */
@@ -66,6 +69,7 @@ interface SubscriptionRow {
   apply_delay_ms: number
   force_text: boolean
   enabled: boolean
+  on_exception: OnException
   initialized: boolean
   created_at: string
 }
@@ -75,7 +79,7 @@ export async function readSubscriptions(connection: PgConnection): Promise<Subsc
   const { rows } = await connection.query<SubscriptionRow>(
     `select sub_name::text as name, provider_dsn, provider_node_id, provider_node_name::text, provider_system_id,
             provider_database_oid::bigint, slot_name::text, origin_name, replication_sets::text[],
-            (extract(epoch from apply_delay) * 1000)::float8 as apply_delay_ms, force_text_transfer as force_text, enabled,
+            (extract(epoch from apply_delay) * 1000)::float8 as apply_delay_ms, force_text_transfer as force_text, enabled, on_exception,
             initialized_at is not null as initialized, created_at::text
        from sterna.subscription order by sub_name`,
   )
@@ -92,6 +96,7 @@ export async function readSubscriptions(connection: PgConnection): Promise<Subsc
     applyDelayMs: row.apply_delay_ms,
     forceText: row.force_text,
     enabled: row.enabled,
+    onException: row.on_exception,
     initialized: row.initialized,
     createdAt: row.created_at,
   }))
@@ -99,8 +104,17 @@ export async function readSubscriptions(connection: PgConnection): Promise<Subsc
 
 /** The parts of a definition that, when changed, make a running subscription start again. */
 export function runtimeKey(definition: SubscriptionDefinition): string {
-  const { createdAt, providerDsn, replicationSets, applyDelayMs, forceText, enabled } = definition
-  return JSON.stringify([createdAt, providerDsn, replicationSets, applyDelayMs, forceText, enabled])
+  const { createdAt, providerDsn, replicationSets, applyDelayMs, forceText, enabled, onException } =
+    definition
+  return JSON.stringify([
+    createdAt,
+    providerDsn,
+    replicationSets,
+    applyDelayMs,
+    forceText,
+    enabled,
+    onException,
+  ])
 }
 
 /** SQL for a pg_lsn as a bigint-friendly numeric; parse with `lsnFromNumeric`. */

@@ -1,11 +1,14 @@
 import { SternaError, messageOf } from '../core/errors.ts'
 import { formatLsn, LSN_ZERO, lsnOf, maxLsn, type Lsn } from '../core/lsn.ts'
+import type { PgTime } from '../core/pg-time.ts'
 import type { PgConnection } from '../postgres/connection.ts'
 import { parseDsn, type ConnectTarget } from '../postgres/dsn.ts'
 import { ServerError, sqlstateOf } from '../postgres/server-error.ts'
 import type { LocalWal } from './apply/confirmed-position.ts'
 import type { LocalClock } from './apply/local-clock.ts'
-import { TextTransferNeeded } from './apply/applier.ts'
+import { CareChanged } from './apply/careful/care.ts'
+import { AttemptFailed, type Attempt } from './apply/careful/careful-lane.ts'
+import { TextTransferNeeded } from './apply/table-catalog.ts'
 import { Backoff, pause } from './backoff.ts'
 import { AnnouncingNeeded, ChangeFlow, UpToReached, type FlowCounters } from './change-flow.ts'
 import { lsnAsNumber, lsnFromNumeric, type LocalNode, type SubscriptionDefinition } from './definitions.ts'
@@ -51,6 +54,7 @@ export class Subscription {
     conflicts: {},
     lastCommitMs: null,
     lastDelayMs: null,
+    seenUpTo: null,
   }
   readonly #backoff = new Backoff()
   readonly #log: Log
@@ -58,7 +62,10 @@ export class Subscription {
   #slotName: string | null
   #originName: string
   #providerName: string | null
+  #providerNodeId: number | null
   #binary: boolean
+  /** How to apply the transaction that was refused last. */
+  #repeated: Attempt | null = null
   /** Tombstones have been met: each transaction tells its timestamp at its head, at the cost of one more statement. */
   #announce = false
   #flow: ChangeFlow | undefined
@@ -86,6 +93,7 @@ export class Subscription {
     this.#slotName = definition.slotName
     this.#originName = definition.originName ?? ''
     this.#providerName = definition.providerName
+    this.#providerNodeId = definition.providerNodeId
     this.#binary = !definition.forceText
     this.#log = around.log.child({ subscription: definition.name })
   }
@@ -108,7 +116,16 @@ export class Subscription {
           this.#announce = true
           continue
         }
-        if (error instanceof SetsChange) continue
+        if (error instanceof AttemptFailed) {
+          this.#repeated = error.attempt
+          this.#log.info(
+            { lsn: formatLsn(error.attempt.lsn) },
+            'a change was refused: its transaction is applied again, one by one',
+          )
+          continue
+        }
+        if (error instanceof SetsChange || error instanceof CareChanged) continue
+        if (error instanceof SternaError && error.code === 'EXCEPTION_STOPPED') await this.#stop(error)
         if (error instanceof DefinitionChanged) {
           await pause(DEFINITION_CHANGED_PAUSE_MS, signal)
           continue
@@ -130,6 +147,12 @@ export class Subscription {
   get clockAheadMs(): number {
     const change = this.#changeAhead && Date.now() - this.#changeAhead.atMs < 5000 ? this.#changeAhead.ms : 0
     return Math.max(change, this.#flow ? this.#providerAheadMs : 0)
+  }
+
+  /** Nothing of the provider that is newer has been applied here; null: that is not known. Undefined: of which node is not. */
+  get seen(): { readonly nodeId: number; readonly upTo: PgTime | null } | undefined {
+    if (this.#providerNodeId === null) return undefined
+    return { nodeId: this.#providerNodeId, upTo: this.#counters.seenUpTo }
   }
 
   get walStatus(): string | null {
@@ -203,12 +226,21 @@ export class Subscription {
     else this.#log.warn(known ? facts : { ...facts, stack: (error as Error).stack }, 'subscription failed')
   }
 
+  /** `on_exception` is stop: the subscription disables itself, and keeps its place. */
+  async #stop(error: SternaError): Promise<void> {
+    this.#failed(error, 0)
+    await this.#around.control.query('update sterna.subscription set enabled = false where sub_name = $1', [
+      this.#definition.name,
+    ])
+  }
+
   async #attempt(signal: AbortSignal): Promise<void> {
     const definition = this.#definition
     const target = parseDsn(definition.providerDsn)
     const link = await ProviderLink.open(target, definition, this.#around.local, signal)
     try {
       this.#providerName = link.node.nodeName
+      this.#providerNodeId = link.node.nodeId
       const publications = await this.#prepare(link)
       await this.#flowChanges(link, target, publications, signal)
     } finally {
@@ -349,6 +381,8 @@ export class Subscription {
         announce: this.#announce,
         filterOrigins: link.connection.majorVersion >= 16,
         applyDelayMs: this.#definition.applyDelayMs,
+        onException: this.#definition.onException,
+        attempt: this.#repeated,
         clock,
         localWal,
         onClockAhead: (ms) => {

@@ -254,6 +254,9 @@ export class SimNode {
         )
         return { is: 'fetch', row }
       }
+      case 'merge':
+        assert(table.rules.merge, 'only a table with a merge function asks for its result')
+        return { is: 'merge', values: table.rules.merge(question.local, question.arriving) }
     }
   }
 

@@ -1,9 +1,9 @@
 import type { Value, Values } from '../mesh/conflict/change.ts'
-import type { TableRules } from '../mesh/conflict/rules.ts'
+import type { LocalRules } from '../mesh/conflict/rules.ts'
 import type { TableShape } from './plan.ts'
 
 /** The rules by which a table of this shape is decided. */
-export function rulesOf({ uniques, delta, merge }: TableShape): TableRules {
+export function rulesOf({ uniques, delta, merge }: TableShape): LocalRules {
   return {
     uniques: ['u', 'w'].slice(0, uniques).map((name) => ({ name, columns: [name], nullsCollide: false })),
     deltas: delta ? ['d'] : [],

@@ -7,7 +7,7 @@ import {
   type Tombstone,
 } from '../mesh/conflict/key-state.ts'
 import type { Write } from '../mesh/conflict/resolve.ts'
-import type { TableRules } from '../mesh/conflict/rules.ts'
+import type { LocalRules } from '../mesh/conflict/rules.ts'
 import { collidingConstraints } from '../mesh/conflict/set-aside.ts'
 import { compareVersions, mayReplace, type RowVersion } from '../mesh/conflict/version.ts'
 import type { Rule } from './plan.ts'
@@ -33,7 +33,7 @@ export class UniqueViolation extends Error {
  * transaction that wrote it, unless `row_clock` says otherwise for the same `xmin`.
  */
 export class StoredTable {
-  readonly rules: TableRules
+  readonly rules: LocalRules
   readonly #off: Rule | null
   readonly #rows: Map<Key, StoredRow>
   readonly #aside: Map<Key, { readonly values: Values; readonly version: RowVersion | null }>
@@ -41,7 +41,7 @@ export class StoredTable {
   readonly rowClock: Map<Key, { readonly xid: number; readonly version: RowVersion }>
   truncated: RowVersion | null
 
-  constructor(rules: TableRules, off: Rule | null, copied?: StoredTable) {
+  constructor(rules: LocalRules, off: Rule | null, copied?: StoredTable) {
     this.rules = rules
     this.#off = off
     this.#rows = new Map(copied ? copied.#rows : [])

@@ -70,7 +70,7 @@ describe('deletes and truncates win or lose by version, whatever arrives first',
     await everywhere('select v from t where id = 3', [])
     await waitUntil('it is counted', async () => {
       const [row] = await n3.query<{ n: number | null }>(
-        "select (conflicts ->> 'update_deleted')::int as n from sterna.sub_show_status('sub_n3_n1')",
+        "select (conflicts ->> 'insert_deleted')::int as n from sterna.sub_show_status('sub_n3_n1')",
       )
       return (row?.n ?? 0) > 0
     })

@@ -1,8 +1,7 @@
 import { assert } from '../../core/assert.ts'
 import { SternaError } from '../../core/errors.ts'
-import type { Lsn } from '../../core/lsn.ts'
+import { lsnOf, type Lsn } from '../../core/lsn.ts'
 import { formatPgTime, pgTimeOf, type PgTime } from '../../core/pg-time.ts'
-import { FRONTEND } from '../../pgwire/frontend.ts'
 import {
   COLUMN_KIND,
   parseBegin,
@@ -13,31 +12,22 @@ import {
   TUPLE,
   TupleLayout,
   type BeginMessage,
-  type RemoteRelation,
 } from '../../pgwire/pgoutput.ts'
-import type { ApplySession, PreparedStatement, Purpose } from './apply-session.ts'
+import type { Key, Values } from '../conflict/change.ts'
+import type { RowVersion } from '../conflict/version.ts'
+import type { ApplySession } from './apply-session.ts'
+import { CarefulLane, type Attempt, type LaneOptions } from './careful/careful-lane.ts'
+import { nextRetriable, postpone, type ParkedEntry } from './careful/exceptions.ts'
+import { incomingOf, type StreamedChange } from './careful/incoming.ts'
+import { incomingOfMessage, messageOf, ROW_MESSAGE } from './careful/row-message.ts'
+import { FastLane, type Table } from './fast-lane.ts'
 import type { LocalClock } from './local-clock.ts'
-import { ownerFunctionBody, ownerFunctionCall, type Write } from './owner-function.ts'
-import {
-  deleteSql,
-  patchSql,
-  planTable,
-  putSql,
-  truncateSql,
-  type FlowNodes,
-  type LocalTable,
-  type TablePlan,
-  type TypeDifference,
-} from './table-plan.ts'
+import { TableCatalog } from './table-catalog.ts'
+import type { FlowNodes, TablePlan } from './table-plan.ts'
 
 const DDL_QUEUE = 'sterna.ddl_queue'
-const TIMESTAMPTZ_OID = 1184
 const TEXT_OID = 25
-
-/** Thrown when the stream is binary and a table needs text: start the stream again in text. */
-export class TextTransferNeeded extends Error {
-  override name = 'TextTransferNeeded'
-}
+const JSONB_OID = 3802
 
 export interface ApplierOptions {
   readonly session: ApplySession
@@ -45,6 +35,10 @@ export interface ApplierOptions {
   /** Node whose transactions these are; its id breaks ties between equal timestamps. */
   readonly originNodeId: number
   readonly originName: string
+  readonly onException: LaneOptions['onException']
+  readonly fetch: LaneOptions['fetch']
+  /** How to apply the transaction that failed before; null: none did. */
+  readonly attempt: Attempt | null
   readonly nodes: FlowNodes
   /** Whether the stream carries binary values. */
   readonly binary: boolean
@@ -59,28 +53,17 @@ export interface ApplierOptions {
   readonly onNothingToApply: (endLsn: Lsn) => void
 }
 
-/** A remote table with its plan and the statements prepared for it in this session. */
-interface Table {
-  readonly remote: RemoteRelation
-  plan: TablePlan | undefined
-  /** Columns whose types differ, in words. */
-  typeDifferences: readonly string[]
-  insert: PreparedStatement | undefined
-  update: PreparedStatement | undefined
-  remove: PreparedStatement | undefined
-  truncate: PreparedStatement | undefined
-  readonly patches: Map<string, PreparedStatement>
-}
-
 /**
- * Turns pgoutput messages of one provider into executions in an ApplySession. Values pass from the message into the
- * Bind byte for byte. `handle` is synchronous in the usual case; where it must wait (an unknown table, a clock that is
- * behind) it returns a promise, and no further message may be given before that resolves.
+ * Turns pgoutput messages of one provider into executions in an ApplySession. Most changes take the fast lane: `handle` is
+ * synchronous then. Where a change must wait (an unknown table, a clock that is behind) or be decided with care it returns a
+ * promise, and no further message may be given before that resolves.
  */
 export class Applier {
   readonly #options: ApplierOptions
   readonly #session: ApplySession
-  readonly #tables = new Map<number, Table>()
+  readonly #tables: TableCatalog
+  readonly #fast: FastLane
+  readonly #careful: CarefulLane
   readonly #new = new TupleLayout()
   readonly #old = new TupleLayout()
   #transaction: BeginMessage | undefined
@@ -95,23 +78,30 @@ export class Applier {
   #doubtful = false
   /** Until the local clock is past this the transaction waits. */
   #notBefore: PgTime
-  /** The transaction called code of ordinary roles: what that left for the commit is looked at before. */
-  #guarded = false
-  #guard: PreparedStatement | undefined
-  #ownerFunctions = 0
-  /** No owner function that was made before is in use. */
-  #ownerFunctionsFresh = true
+  /** The transaction failed before: all its changes take the careful lane. */
+  #isRepeated = false
 
   constructor(options: ApplierOptions) {
+    const { session, originNodeId, nodes, binary, announce, onException, fetch } = options
     this.#options = options
-    this.#session = options.session
-    this.#previousLsn = options.session.startProgress
+    this.#session = session
+    this.#previousLsn = session.startProgress
     this.#notBefore = pgTimeOf(0n)
+    this.#tables = new TableCatalog(session, nodes, binary)
+    this.#fast = new FastLane(session, { nodeId: originNodeId, oid: session.originOid }, announce)
+    this.#careful = new CarefulLane({
+      ask: session,
+      care: session.care,
+      originNodeId,
+      announces: announce,
+      onException,
+      fetch,
+    })
   }
 
   /**
    * Takes one message, `buffer[start, end)`.
-   * @throws TABLE_MISSING, COLUMN_MISSING, KEY_DIFFERS, CODE_REFUSED; TextTransferNeeded
+   * @throws TABLE_MISSING, COLUMN_MISSING, KEY_DIFFERS, CODE_REFUSED, EXCEPTION_STOPPED; TextTransferNeeded, AttemptFailed, CareChanged
    */
   handle(buffer: Buffer, start: number, end: number): Promise<void> | undefined {
     switch (buffer[start]) {
@@ -122,11 +112,9 @@ export class Applier {
         // Applied at the provider from elsewhere: it reaches us from there. Providers from 16 on do not even send it.
         this.#skip = true
         return undefined
-      case PGOUTPUT.relation: {
-        const remote = parseRelation(buffer, start + 1)
-        this.#tables.set(remote.id, newTable(remote))
+      case PGOUTPUT.relation:
+        this.#tables.add(parseRelation(buffer, start + 1))
         return undefined
-      }
       case PGOUTPUT.insert:
       case PGOUTPUT.update:
       case PGOUTPUT.delete:
@@ -152,22 +140,62 @@ export class Applier {
     return this.#transaction !== undefined
   }
 
+  /** Commit LSN of the transaction that is being taken. */
+  get currentLsn(): Lsn | undefined {
+    return this.#transaction?.finalLsn
+  }
+
+  /** Retries, between two transactions, what is parked and due, each change in a transaction of its own with its own version. */
+  async retryParked(): Promise<void> {
+    for (;;) {
+      const entry = await nextRetriable(this.#session, this.#options.originNodeId)
+      if (!entry) return this.#session.endLookups()
+      await this.#retry(entry)
+    }
+  }
+
+  async #retry({ id, schema, table: name, change, key }: ParkedEntry): Promise<void> {
+    const { version } = change
+    const lsn = this.#previousLsn ?? lsnOf(1n)
+    const table = await this.#tables.carefulByName(schema, name)
+    this.#careful.begin(lsn, version, null)
+    this.#fast.begin(version.time)
+    const keys = new Map<Key, readonly (string | null)[]>()
+    if (change.tag !== 'truncate') {
+      keys.set(change.tag === 'update' ? change.oldKey : change.key, table.keyValues(key))
+      if (change.tag === 'update' && change.oldKey !== change.key)
+        keys.set(change.key, table.keyValues(change.values as Values))
+    }
+    const refusal = await this.#careful.retry({ table, change, keys })
+    if (refusal) await postpone(this.#session, id, refusal)
+    else await this.#session.lookup('delete from sterna.exception where id = $1', [id])
+    if (this.#careful.hasCalledOwner) this.#fast.guarded = true
+    this.#fast.finish()
+    const transaction = { finalLsn: lsn, endLsn: lsn, commitTime: version.time, changes: refusal ? 0 : 1 }
+    await this.#session.commitAndWait(transaction, this.#previousLsn)
+    this.#previousLsn = lsn
+  }
+
   #onBegin(begin: BeginMessage): void {
     this.#transaction = begin
     this.#notBefore = pgTimeOf(begin.commitTime + BigInt(Math.round(this.#options.applyDelayMs * 1000)))
     this.#changes = 0
-    this.#guarded = false
     this.#started = false
     // The slot may repeat what is applied already: after a crash it starts at the last confirmed position.
     this.#skip = this.#previousLsn !== null && begin.finalLsn <= this.#previousLsn
     this.#doubtful = begin.finalLsn === this.#session.startProgress
     if (this.#doubtful) this.#skip = false
+    const { attempt } = this.#options
+    this.#isRepeated = attempt !== null && attempt.lsn === begin.finalLsn
+    this.#fast.begin(begin.commitTime)
+    this.#careful.begin(begin.finalLsn, this.#version(), this.#isRepeated ? attempt : null)
   }
 
   #onCommit(endLsn: Lsn): void {
     const { finalLsn, commitTime } = this.#current()
     if (this.#started) {
-      if (this.#guarded) this.#guardCommit()
+      if (this.#careful.hasCalledOwner) this.#fast.guarded = true
+      this.#fast.finish()
       this.#session.commit({ finalLsn, endLsn, commitTime, changes: this.#changes }, this.#previousLsn)
       this.#previousLsn = finalLsn
     } else this.#options.onNothingToApply(endLsn)
@@ -178,15 +206,14 @@ export class Applier {
     const table = this.#table(buffer.readUInt32BE(start + 1))
     if (table.plan && !this.#doubtful && (this.#started || this.#options.clock.isPast(this.#notBefore))) {
       this.#start()
-      this.#write(table, table.plan, buffer, start)
-      return undefined
+      return this.#write(table, table.plan, buffer, start)
     }
     return this.#onChangeSlowly(table, Buffer.from(buffer.subarray(start, end)))
   }
 
   async #onChangeSlowly(table: Table, message: Buffer): Promise<void> {
     if (!(await this.#startWhenPast())) return
-    this.#write(table, table.plan ?? (await this.#loadPlan(table)), message, 0)
+    await this.#write(table, await this.#tables.plan(table), message, 0)
   }
 
   /** Waits until the transaction may be applied; false when it turns out to be applied already. */
@@ -215,64 +242,88 @@ export class Applier {
     if (this.#options.announce) this.#session.announce(this.#current().commitTime)
   }
 
-  /** Reads the local table's description inside the open transaction, which may have created the table just now. */
-  async #loadPlan(table: Table): Promise<TablePlan> {
-    const { schema, name, columns } = table.remote
-    const written = `{${columns.map((column) => `"${column.name.replaceAll(/["\\]/g, '\\$&')}"`).join(',')}}`
-    const [row] = await this.#session.lookup('select sterna.describe_table($1, $2, $3)', [
-      schema,
-      name,
-      written,
-    ])
-    const text = row?.[0]
-    const local = text == null ? null : (JSON.parse(text) as LocalTable)
-    const plan = planTable(table.remote, local, this.#options.nodes)
-    if (plan.needsText && this.#options.binary) throw new TextTransferNeeded()
-    table.typeDifferences = await this.#describe(plan.typeDifferences)
-    table.plan = plan
-    return plan
-  }
-
-  async #describe(differences: readonly TypeDifference[]): Promise<string[]> {
-    const { local, provider } = this.#options.nodes
-    const out: string[] = []
-    for (const { column, localOid, remoteOid } of differences) {
-      const [row] = await this.#session.lookup(
-        'select pg_catalog.format_type($1::oid, null), pg_catalog.format_type($2::oid, null)',
-        [String(localOid), String(remoteOid)],
-      )
-      out.push(`${column} is ${row?.[0]} on ${local} and ${row?.[1]} on ${provider}`)
-    }
-    return out
-  }
-
-  #write(table: Table, plan: TablePlan, buffer: Buffer, start: number): void {
+  #write(table: Table, plan: TablePlan, buffer: Buffer, start: number): Promise<void> | undefined {
     this.#changes++
-    if (plan.runAs !== null) this.#guarded = true
-    const type = buffer[start]
-    if (type === PGOUTPUT.insert) {
-      this.#new.read(buffer, start + 6)
-      this.#put(table, plan, 'insert', buffer)
-      if (plan.label === DDL_QUEUE) this.#applyDdl(plan, buffer)
-    } else if (type === PGOUTPUT.update) this.#update(table, plan, buffer, start)
-    else {
-      this.#old.read(buffer, start + 6)
-      this.#remove(table, plan, buffer)
+    switch (buffer[start]) {
+      case PGOUTPUT.insert:
+        this.#new.read(buffer, start + 6)
+        return this.#insert(table, plan, buffer)
+      case PGOUTPUT.update:
+        return this.#update(table, plan, buffer, start)
+      default: {
+        this.#old.read(buffer, start + 6)
+        this.#requireKey(plan)
+        if (this.#needsCare(plan)) {
+          const isOldWhole = buffer[start + 5] === TUPLE.old
+          return this.#carefully(plan, { tag: 'delete', row: null, old: this.#old, isOldWhole, buffer })
+        }
+        this.#fast.remove(table, plan, this.#old, buffer)
+        return undefined
+      }
     }
   }
 
-  #update(table: Table, plan: TablePlan, buffer: Buffer, start: number): void {
+  #insert(table: Table, plan: TablePlan, buffer: Buffer): Promise<void> | undefined {
+    if (this.#needsCare(plan)) {
+      return this.#carefully(plan, { tag: 'insert', row: this.#new, old: null, isOldWhole: false, buffer })
+    }
+    this.#fast.put(table, plan, 'insert', this.#new, buffer)
+    if (plan.label === DDL_QUEUE) this.#applyDdl(plan, buffer)
+    return plan.label === ROW_MESSAGE ? this.#onRowMessage(plan, buffer) : undefined
+  }
+
+  #update(table: Table, plan: TablePlan, buffer: Buffer, start: number): Promise<void> | undefined {
     const hasOld = buffer[start + 5] !== TUPLE.new
     const newAt = hasOld ? this.#old.read(buffer, start + 6) : start + 5
     this.#new.read(buffer, newAt + 1)
     this.#requireKey(plan)
-    const oldIsWhole = buffer[start + 5] === TUPLE.old
-    if (this.#new.hasUnchanged && oldIsWhole) this.#fillUnchangedFromOld()
+    const isOldWhole = buffer[start + 5] === TUPLE.old
+    if (this.#new.hasUnchanged && isOldWhole) this.#fillUnchangedFromOld()
+    if (this.#new.hasUnchanged || this.#needsCare(plan)) {
+      const old = hasOld ? this.#old : null
+      return this.#carefully(plan, { tag: 'update', row: this.#new, old, isOldWhole, buffer })
+    }
     const keyChanged =
       hasOld && plan.keyPositions.some((position) => !this.#new.sameValue(position, this.#old, buffer))
-    if (this.#new.hasUnchanged) return this.#patch(table, plan, buffer, keyChanged ? this.#old : this.#new)
-    if (keyChanged) this.#remove(table, plan, buffer)
-    this.#put(table, plan, 'update', buffer)
+    if (keyChanged) this.#fast.remove(table, plan, this.#old, buffer)
+    this.#fast.put(table, plan, 'update', this.#new, buffer)
+    return undefined
+  }
+
+  /** Whether a change of this table is decided one by one. */
+  #needsCare(plan: TablePlan): boolean {
+    if (plan.guardOid === null || plan.keyPositions.length === 0) return false
+    return this.#isRepeated || this.#session.care.includes(plan.guardOid)
+  }
+
+  async #carefully(plan: TablePlan, streamed: StreamedChange): Promise<void> {
+    const whole = { ...streamed, buffer: Buffer.from(streamed.buffer) }
+    const reading = this.#tables
+      .careful(plan)
+      .then((table) => incomingOf(this.#session, table, whole, this.#version()))
+    await this.#careful.take(await reading)
+  }
+
+  async #onRowMessage(plan: TablePlan, buffer: Buffer): Promise<void> {
+    const values = this.#textValues(plan, Buffer.from(buffer))
+    const message = messageOf(values)
+    const table = await this.#tables.carefulByName(message.schema, message.table)
+    await this.#careful.take(await incomingOfMessage(this.#session, table, message, this.#version()))
+  }
+
+  /** The values of a row of which the binary form is the text, after a version byte for jsonb. */
+  #textValues(plan: TablePlan, buffer: Buffer): Values {
+    return Object.fromEntries(
+      plan.remote.columns.map(({ name, typeOid }, i) => {
+        const isJsonb = typeOid === JSONB_OID && this.#new.kinds[i] === COLUMN_KIND.binary
+        const from = this.#new.starts[i]! + (isJsonb ? 1 : 0)
+        return [name, buffer.toString('utf8', from, this.#new.starts[i]! + this.#new.lengths[i]!)]
+      }),
+    )
+  }
+
+  #version(): RowVersion {
+    return { time: this.#current().commitTime, nodeId: this.#options.originNodeId }
   }
 
   /** With REPLICA IDENTITY FULL the old tuple has the values that the new one leaves out. */
@@ -287,77 +338,6 @@ export class Applier {
     this.#new.hasUnchanged = kinds.subarray(0, count).includes(COLUMN_KIND.unchanged)
   }
 
-  #put(table: Table, plan: TablePlan, operation: 'insert' | 'update', buffer: Buffer): void {
-    const timeless = plan.keyPositions.length === 0 && plan.runAs === null
-    table[operation] ??= this.#prepare(
-      plan,
-      { tag: 'put' },
-      timeless ? plan.typeOids : [...plan.typeOids, TIMESTAMPTZ_OID],
-      { table: plan.label, operation, typeDifferences: table.typeDifferences },
-    )
-    const statement = table[operation]
-    const { count } = this.#new
-    this.#openBind(statement, timeless ? count : count + 1)
-    for (let i = 0; i < count; i++) this.#format(this.#new, i)
-    this.#openValues(timeless ? count : count + 1, !timeless)
-    for (let i = 0; i < count; i++) this.#value(this.#new, i, buffer)
-    this.#closeBind(statement, !timeless)
-  }
-
-  /** The statement for a write; for tables that are written with their owner's rights, with the function behind it. */
-  #prepare(plan: TablePlan, write: Write, types: readonly number[], purpose: Purpose): PreparedStatement {
-    const { originNodeId, announce } = this.#options
-    if (plan.runAs === null)
-      return this.#session.prepare(statementOf(plan, write, originNodeId), types, purpose)
-    const name = `n${originNodeId}_${++this.#ownerFunctions}`
-    this.#session.run(
-      'select sterna.apply_function($1, $2, $3, $4, $5, $6)',
-      [
-        String(originNodeId),
-        name,
-        String(this.#ownerFunctionsFresh),
-        String(plan.runAs),
-        plan.recordParameters ? null : `{${types.join(',')}}`,
-        ownerFunctionBody(plan, write, originNodeId),
-      ],
-      purpose,
-    )
-    this.#ownerFunctionsFresh = false
-    return this.#session.prepare(ownerFunctionCall(plan, write, name, originNodeId, announce), types, purpose)
-  }
-
-  #guardCommit(): void {
-    this.#guard ??= this.#session.prepare('select sterna.apply_guard_commit()', [], {
-      table: '',
-      operation: 'guard',
-    })
-    this.#openBind(this.#guard, 0)
-    this.#openValues(0, false)
-    this.#closeBind(this.#guard, false)
-  }
-
-  #patch(table: Table, plan: TablePlan, buffer: Buffer, keys: TupleLayout): void {
-    const sent: number[] = []
-    for (let i = 0; i < this.#new.count; i++) if (this.#new.kinds[i] !== COLUMN_KIND.unchanged) sent.push(i)
-    const mask = sent.join(',')
-    let statement = table.patches.get(mask)
-    if (!statement) {
-      const types = [...sent, ...plan.keyPositions].map((position) => plan.typeOids[position]!)
-      const { typeDifferences } = table
-      const purpose = { table: plan.label, operation: 'update', typeDifferences } as const
-      statement = this.#prepare(plan, { tag: 'patch', sent }, [...types, TIMESTAMPTZ_OID], purpose)
-      table.patches.set(mask, statement)
-    }
-    const count = sent.length + plan.keyPositions.length + 1
-    this.#openBind(statement, count)
-    for (const position of sent) this.#format(this.#new, position)
-    for (const position of plan.keyPositions) this.#format(keys, position)
-    this.#openValues(count, true)
-    for (const position of sent) this.#value(this.#new, position, buffer)
-    for (const position of plan.keyPositions) this.#value(keys, position, buffer)
-    this.#closeBind(statement, true)
-  }
-
   /** A provider with REPLICA IDENTITY FULL sends updates and deletes of a table that has no key here. */
   #requireKey(plan: TablePlan): void {
     if (plan.keyPositions.length > 0) return
@@ -366,41 +346,27 @@ export class Applier {
     throw new SternaError('KEY_DIFFERS', facts)
   }
 
-  #remove(table: Table, plan: TablePlan, buffer: Buffer): void {
-    this.#requireKey(plan)
-    table.remove ??= this.#prepare(
-      plan,
-      { tag: 'delete' },
-      [...plan.keyPositions.map((position) => plan.typeOids[position]!), TIMESTAMPTZ_OID],
-      { table: plan.label, operation: 'delete', typeDifferences: table.typeDifferences },
-    )
-    const count = plan.keyPositions.length + 1
-    this.#openBind(table.remove, count)
-    for (const position of plan.keyPositions) this.#format(this.#old, position)
-    this.#openValues(count, true)
-    for (const position of plan.keyPositions) this.#value(this.#old, position, buffer)
-    this.#closeBind(table.remove, true)
-  }
-
   async #onTruncate(message: Buffer): Promise<void> {
     const { relationIds, restartIdentity } = parseTruncate(message, 0)
     if (!(await this.#startWhenPast())) return
     for (const id of relationIds) {
       const table = this.#table(id)
-      const plan = table.plan ?? (await this.#loadPlan(table))
+      const plan = await this.#tables.plan(table)
+      this.#changes++
       if (plan.guardOid !== null) {
         // Sessions that create rows with older changes must not slip past.
         await this.#session.lookup('select pg_advisory_xact_lock(sterna.tombstone_lock($1))', [
           String(plan.guardOid),
         ])
       }
-      const purpose = { table: plan.label, operation: 'truncate' } as const
-      if (plan.runAs !== null) this.#guarded = true
-      table.truncate ??= this.#prepare(plan, { tag: 'truncate' }, [TIMESTAMPTZ_OID], purpose)
-      this.#openBind(table.truncate, 1)
-      this.#openValues(1, true)
-      this.#closeBind(table.truncate, true)
-      this.#changes++
+      const careful = this.#needsCare(plan) ? await this.#tables.careful(plan) : null
+      // Of a table with delta columns the rows were deleted, one by one, before.
+      if (careful && careful.rules.deltas.length > 0) continue
+      this.#fast.truncate(table, plan)
+      if (careful) {
+        const change = { tag: 'truncate', version: this.#version() } as const
+        await this.#careful.take({ table: careful, change, keys: new Map() })
+      }
       if (restartIdentity) {
         await this.#session.lookup('select sterna.apply_restart_identity($1, $2)', [
           table.remote.schema,
@@ -412,10 +378,11 @@ export class Applier {
 
   /** Runs a captured statement where it stands in the stream; what is known of local tables may be wrong afterwards. */
   #applyDdl(plan: TablePlan, buffer: Buffer): void {
-    const statement = this.#session.prepare('select sterna.ddl_apply($1, $2, $3)', [0, TEXT_OID, TEXT_OID], {
-      table: DDL_QUEUE,
-      operation: 'ddl',
-    })
+    const statement = this.#session.prepareOnce(
+      'select sterna.ddl_apply($1, $2, $3)',
+      [0, TEXT_OID, TEXT_OID],
+      { table: DDL_QUEUE, operation: 'ddl' },
+    )
     const positions = ['role_name', 'search_path', 'command'].map((name) =>
       plan.remote.columns.findIndex((column) => column.name === name),
     )
@@ -423,50 +390,14 @@ export class Applier {
       positions.every((position) => position >= 0),
       'ddl_queue has role_name, search_path and command',
     )
-    this.#openBind(statement, 3)
-    for (const position of positions) this.#format(this.#new, position)
-    this.#openValues(3, false)
-    for (const position of positions) this.#value(this.#new, position, buffer)
-    this.#closeBind(statement, false)
-    this.#guarded = true
-    this.#ownerFunctionsFresh = true
-    for (const [id, table] of this.#tables) this.#tables.set(id, newTable(table.remote))
-  }
-
-  #openBind(statement: PreparedStatement, count: number): void {
-    const w = this.#session.writer
-    w.begin(FRONTEND.bind).bytes(statement.bindPrefix).int16(count)
-  }
-
-  #format(layout: TupleLayout, position: number): void {
-    this.#session.writer.int16(layout.kinds[position] === COLUMN_KIND.binary ? 1 : 0)
-  }
-
-  #openValues(count: number, withTime: boolean): void {
-    if (withTime) this.#session.writer.int16(1)
-    this.#session.writer.int16(count)
-  }
-
-  #value(layout: TupleLayout, position: number, buffer: Buffer): void {
-    const w = this.#session.writer
-    const length = layout.lengths[position]!
-    w.int32(length)
-    if (length > 0) w.bytes(buffer, layout.starts[position]!, layout.starts[position]! + length)
-  }
-
-  #closeBind(statement: PreparedStatement, withTime: boolean): void {
-    const w = this.#session.writer
-    if (withTime) this.#time(this.#current().commitTime)
-    w.int16(0).end()
-    this.#session.execute(statement)
-  }
-
-  #time(time: PgTime): void {
-    this.#session.writer.int32(8).int64(time)
+    this.#fast.execute(statement, this.#new, positions, buffer)
+    this.#fast.forget()
+    this.#careful.forget()
+    this.#tables.forget()
   }
 
   #table(id: number): Table {
-    const table = this.#tables.get(id)
+    const table = this.#tables.find(id)
     if (!table)
       throw new SternaError('PROTOCOL_VIOLATION', {
         address: 'the provider',
@@ -482,31 +413,5 @@ export class Applier {
         reason: 'a change outside a transaction',
       })
     return this.#transaction
-  }
-}
-
-function statementOf(plan: TablePlan, write: Write, originNodeId: number): string {
-  switch (write.tag) {
-    case 'put':
-      return putSql(plan, originNodeId)
-    case 'patch':
-      return patchSql(plan, write.sent, originNodeId)
-    case 'delete':
-      return deleteSql(plan, originNodeId)
-    case 'truncate':
-      return truncateSql(plan, originNodeId)
-  }
-}
-
-function newTable(remote: RemoteRelation): Table {
-  return {
-    remote,
-    plan: undefined,
-    typeDifferences: [],
-    insert: undefined,
-    update: undefined,
-    remove: undefined,
-    truncate: undefined,
-    patches: new Map(),
   }
 }

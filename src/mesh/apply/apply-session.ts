@@ -1,7 +1,7 @@
 import { SternaError } from '../../core/errors.ts'
 import type { Lsn } from '../../core/lsn.ts'
 import type { PgTime } from '../../core/pg-time.ts'
-import { BACKEND, cstringEnd, parseDataRow, parseServerMessage } from '../../pgwire/backend.ts'
+import { BACKEND, parseDataRow, parseServerMessage } from '../../pgwire/backend.ts'
 import {
   FRONTEND,
   writeBindText,
@@ -16,6 +16,8 @@ import { PgConnection } from '../../postgres/connection.ts'
 import type { ConnectTarget } from '../../postgres/dsn.ts'
 import { ServerError } from '../../postgres/server-error.ts'
 import { WireSocket } from '../../postgres/wire-socket.ts'
+import type { Ask, Param } from './careful/ask.ts'
+import { Care } from './careful/care.ts'
 
 /** Above this many bytes waiting for the server, the applier stops taking changes. */
 const MAX_UNSENT_BYTES = 1024 * 1024
@@ -34,6 +36,12 @@ const APPLY_SETTINGS = {
   idle_session_timeout: '0',
   search_path: 'pg_catalog, pg_temp',
   client_min_messages: 'notice',
+  // As values read as text, and their hashes, do not depend on who reads them.
+  DateStyle: 'ISO, YMD',
+  TimeZone: 'UTC',
+  IntervalStyle: 'postgres',
+  bytea_output: 'hex',
+  extra_float_digits: '1',
   row_security: 'off',
   // Statements have no constants that a plan could be made for; and what is checked when planning is checked once.
   plan_cache_mode: 'force_generic_plan',
@@ -44,23 +52,25 @@ const APPLY_SETTINGS = {
 
 /** Tells the triggers what is being applied, until the transaction ends. */
 const ANNOUNCE_SQL = `select pg_catalog.set_config('sterna.change_time', $1::text, true)`
-/** Raised as a notice by a table's guard when it drops a row because of a newer tombstone. */
-const TOMBSTONE_NOTICE = 'ST011'
+/** Raised as a notice with the type of a conflict that was recorded. */
+const CONFLICT_NOTICE = 'ST011'
 
+const INT8_OID = 20
 const PG_LSN_OID = 3220
 const TIMESTAMPTZ_OID = 1184
 
 /**
  * The last statement of each remote transaction: refuses unless the server's clock is past the change's timestamp and
  * unless exactly the transaction before it was the last applied (one that failed in the middle of the pipeline must not
- * be skipped by those behind it); takes a transaction id, so that progress moves even if every change loses; gives the
+ * be skipped by those behind it), and unless no other table needs care than the session knows; takes a transaction id, so that progress moves even if every change loses; gives the
  * commit the remote's origin, LSN and timestamp. Last, because from PostgreSQL 16 on a transaction that aborts after
  * `xact_setup` moves the origin's progress all the same.
  */
 const FINISH_SQL = `select pg_catalog.pg_current_xact_id(), pg_catalog.pg_replication_origin_xact_setup(
   case when pg_catalog.clock_timestamp() > $2
         and pg_catalog.pg_replication_origin_session_progress(false) is not distinct from $3
-       then $1 else sterna.apply_refused($1, $2, $3) end, $2)`
+        and (select c.epoch from sterna.careful_state c) = $4
+       then $1 else sterna.apply_refused($1, $2, $3, $4) end, $2)`
 
 /** What a statement in flight was for; one object per prepared statement, shared by its executions. */
 export interface Purpose {
@@ -89,15 +99,21 @@ type Expected =
   | { readonly tag: 'statement'; readonly purpose: Purpose }
   | { readonly tag: 'lookup'; readonly lookup: Lookup }
   | { readonly tag: 'commit'; readonly transaction: AppliedTransaction }
+  | { readonly tag: 'end' }
+
+interface SessionStart {
+  lsn: string | null
+  origin_oid: bigint
+  epoch: bigint
+  tables: string[]
+}
 
 export interface ApplyHandler {
   onCommitted(transaction: AppliedTransaction): void
-  /** A change touched no row: the local row, if there is one, is newer. */
-  onNothingChanged(purpose: Purpose): void
-  /** A row was not created because a newer delete of it is known. */
-  onOlderThanTombstone(): void
-  /** The session is over. `purpose`: what failed, where a statement did. */
-  onEnd(error: SternaError, purpose: Purpose | undefined): void
+  /** A conflict of this type was recorded in the transaction that is committed next. */
+  onConflict(type: string): void
+  /** The session is over. `purpose`: what failed, where a statement did; `lsn`: of its transaction, unless that has not ended. */
+  onEnd(error: SternaError, purpose: Purpose | undefined, lsn: Lsn | undefined): void
 }
 
 /** A statement prepared in the session. `purpose.expected` objects are made once, here. */
@@ -113,7 +129,7 @@ export interface PreparedStatement {
  * without a round trip. After any error the whole session is discarded, because the origin, LSN and timestamp given for
  * a transaction outlive its rollback and would be inherited by the next commit.
  */
-export class ApplySession {
+export class ApplySession implements Ask {
   readonly #wire: WireSocket
   readonly #handler: ApplyHandler
   readonly #queue: Expected[] = []
@@ -122,14 +138,21 @@ export class ApplySession {
   #ended = false
   #finish!: PreparedStatement
   #announce!: PreparedStatement
+  readonly #once = new Map<string, PreparedStatement>()
+  readonly #lookups = new Map<string, string>()
   readonly writer = new MessageWriter()
   /** The LSN that the origin's progress had when the session began; null: nothing applied yet. */
   readonly startProgress: Lsn | null
+  /** Number of the replication origin. */
+  readonly originOid: number
+  readonly care: Care
 
-  private constructor(wire: WireSocket, handler: ApplyHandler, startProgress: Lsn | null) {
+  private constructor(wire: WireSocket, handler: ApplyHandler, start: SessionStart) {
     this.#wire = wire
     this.#handler = handler
-    this.startProgress = startProgress
+    this.startProgress = start.lsn === null ? null : (BigInt(start.lsn) as Lsn)
+    this.originOid = Number(start.origin_oid)
+    this.care = new Care(this, start.epoch, start.tables.map(Number))
   }
 
   /**
@@ -152,10 +175,12 @@ export class ApplySession {
     try {
       await check(connection)
       await connection.query('select pg_replication_origin_session_setup($1)', [origin.name])
-      const row = await connection.row<{ lsn: string | null }>(
-        "select pg_replication_origin_session_progress(false) - '0/0'::pg_lsn as lsn",
+      const row = await connection.row<SessionStart>(
+        `select (pg_replication_origin_session_progress(false) - '0/0'::pg_lsn)::text as lsn, pg_replication_origin_oid($1)::bigint as origin_oid,
+                c.epoch, array(select t.table_oid::bigint from sterna.careful_table t)::text[] as tables from sterna.careful_state c`,
+        [origin.name],
       )
-      const session = new ApplySession(wire, handler, row?.lsn == null ? null : (BigInt(row.lsn) as Lsn))
+      const session = new ApplySession(wire, handler, row!)
       session.#takeOver()
       return session
     } catch (error) {
@@ -168,7 +193,7 @@ export class ApplySession {
     this.#wire.onFrame = (type, buffer, start, end) => this.#onFrame(type, buffer, start, end)
     this.#wire.onClose = (error) => this.#end(error, undefined)
     this.#announce = this.prepare(ANNOUNCE_SQL, [TIMESTAMPTZ_OID], { table: '', operation: 'finish' })
-    this.#finish = this.prepare(FINISH_SQL, [PG_LSN_OID, TIMESTAMPTZ_OID, PG_LSN_OID], {
+    this.#finish = this.prepare(FINISH_SQL, [PG_LSN_OID, TIMESTAMPTZ_OID, PG_LSN_OID, INT8_OID], {
       table: '',
       operation: 'finish',
     })
@@ -196,6 +221,13 @@ export class ApplySession {
     return { name, bindPrefix: Buffer.from(`\0${name}\0`), expected: { tag: 'statement', purpose } }
   }
 
+  /** The same, but the second time what was prepared the first time. */
+  prepareOnce(sql: string, paramTypes: readonly number[], purpose: Purpose): PreparedStatement {
+    let statement = this.#once.get(sql)
+    if (!statement) this.#once.set(sql, (statement = this.prepare(sql, paramTypes, purpose)))
+    return statement
+  }
+
   /** Executes a statement once, in its turn, without waiting for it. */
   run(sql: string, params: readonly (string | null)[], purpose: Purpose): void {
     writeParse(this.writer, '', sql)
@@ -221,15 +253,21 @@ export class ApplySession {
   /** Ends the implicit transaction: the server commits. `previousLsn`: of the transaction applied before it. */
   commit(transaction: AppliedTransaction, previousLsn: Lsn | null): void {
     const w = this.writer
-    w.begin(FRONTEND.bind).bytes(this.#finish.bindPrefix).int16(1).int16(1).int16(3)
+    w.begin(FRONTEND.bind).bytes(this.#finish.bindPrefix).int16(1).int16(1).int16(4)
     w.int32(8).int64(transaction.finalLsn).int32(8).int64(transaction.commitTime)
     if (previousLsn === null) w.int32(-1)
     else w.int32(8).int64(previousLsn)
-    w.int16(0).end()
+    w.int32(8).int64(this.care.epoch).int16(0).end()
     writeExecute(w)
     writeSync(w)
     this.#queue.push(this.#finish.expected, { tag: 'commit', transaction })
     if (w.at > FLUSH_BYTES) this.flush()
+  }
+
+  /** The same, and waits until it is committed. */
+  async commitAndWait(transaction: AppliedTransaction, previousLsn: Lsn | null): Promise<void> {
+    this.commit(transaction, previousLsn)
+    await this.endLookups()
   }
 
   /** Sends what has been written so far. */
@@ -238,7 +276,7 @@ export class ApplySession {
   }
 
   /** Runs a query inside the open transaction and waits for its rows, as text. For the rare cases: it costs a round trip. */
-  lookup(sql: string, params: readonly (string | null)[]): Promise<(string | null)[][]> {
+  lookup(sql: string, params: readonly Param[], types: readonly number[] = []): Promise<(string | null)[][]> {
     return new Promise((resolve, reject) => {
       if (this.#ended)
         return reject(
@@ -247,13 +285,32 @@ export class ApplySession {
             reason: 'the session has ended',
           }),
         )
-      writeParse(this.writer, '', sql)
-      writeBindText(this.writer, '', params)
+      writeBindParams(this.writer, this.#lookupName(sql, types), params)
       writeExecute(this.writer)
       writeFlush(this.writer)
       this.#queue.push({ tag: 'lookup', lookup: { rows: [], resolve, reject } })
       this.flush()
     })
+  }
+
+  /** Lookups come in few forms: each is parsed once. */
+  #lookupName(sql: string, types: readonly number[]): string {
+    const form = `${types.join(',')} ${sql}`
+    const known = this.#lookups.get(form)
+    if (known !== undefined) return known
+    const name = `q${this.#lookups.size + 1}`
+    writeParse(this.writer, name, sql, types)
+    this.#lookups.set(form, name)
+    return name
+  }
+
+  /** Ends the implicit transaction of lookups. */
+  async endLookups(): Promise<void> {
+    const done = this.lookup('select 1', [])
+    writeSync(this.writer)
+    this.#queue.push({ tag: 'end' })
+    this.flush()
+    await done
   }
 
   /** Ends the session; an open transaction is rolled back by the server. Never rejects. */
@@ -277,10 +334,11 @@ export class ApplySession {
       case BACKEND.noData:
       case BACKEND.rowDescription:
         return
-      case BACKEND.notice:
-        if (parseServerMessage(buffer, start, end).sqlstate === TOMBSTONE_NOTICE)
-          this.#handler.onOlderThanTombstone()
+      case BACKEND.notice: {
+        const { sqlstate, message } = parseServerMessage(buffer, start, end)
+        if (sqlstate === CONFLICT_NOTICE) this.#handler.onConflict(message)
         return
+      }
       case BACKEND.dataRow: {
         const expected = this.#queue[this.#queueHead]
         if (expected?.tag === 'lookup') expected.lookup.rows.push(parseDataRow(buffer, start, end))
@@ -290,8 +348,6 @@ export class ApplySession {
       case BACKEND.commandComplete: {
         const expected = this.#next()
         if (expected?.tag === 'lookup') expected.lookup.resolve(expected.lookup.rows)
-        else if (expected?.tag === 'statement' && tagSaysZero(buffer, start))
-          this.#handler.onNothingChanged(expected.purpose)
         return
       }
       case BACKEND.readyForQuery: {
@@ -327,9 +383,10 @@ export class ApplySession {
   #end(error: SternaError, purpose: Purpose | undefined): void {
     if (this.#ended) return
     this.#ended = true
+    const commit = this.#queue.slice(this.#queueHead).find((expected) => expected.tag === 'commit')
     this.#rejectLookups(error)
     this.#wire.fail(error)
-    this.#handler.onEnd(error, purpose)
+    this.#handler.onEnd(error, purpose, commit?.transaction.finalLsn)
   }
 
   #rejectLookups(error: SternaError): void {
@@ -339,8 +396,13 @@ export class ApplySession {
   }
 }
 
-/** Whether a command tag ends in a count of zero: `UPDATE 0`, `INSERT 0 0`. */
-function tagSaysZero(buffer: Buffer, start: number): boolean {
-  const end = cstringEnd(buffer, start)
-  return buffer[end - 1] === 0x30 && buffer[end - 2] === 0x20
+function writeBindParams(w: MessageWriter, statement: string, params: readonly Param[]): void {
+  w.begin(FRONTEND.bind).cstring('').cstring(statement).int16(params.length)
+  for (const value of params) w.int16(Buffer.isBuffer(value) ? 1 : 0)
+  w.int16(params.length)
+  for (const value of params) {
+    if (Buffer.isBuffer(value)) w.int32(value.length).bytes(value)
+    else w.textValue(value)
+  }
+  w.int16(0).end()
 }

@@ -4,17 +4,17 @@ import {
   burySql,
   emptySql,
   keyIs,
-  patchParts,
   putSql,
   rememberTruncateSql,
   removeSql,
+  tellsCreation,
+  type Origin,
   type TablePlan,
 } from './table-plan.ts'
 
-/** What a statement of a plan does. `sent`: positions of the columns that a patch sets. */
+/** What a statement of a plan does. */
 export type Write =
-  | { readonly tag: 'put' }
-  | { readonly tag: 'patch'; readonly sent: readonly number[] }
+  | { readonly tag: 'put'; readonly operation: 'insert' | 'update' }
   | { readonly tag: 'delete' }
   | { readonly tag: 'truncate' }
 
@@ -25,33 +25,25 @@ const TOMBSTONE_LOCK_CLASS = 9215n
  * The body of the function that does a write with the rights of the table's owner; it returns how many rows it changed.
  * Its parameters are those of the statement of the same name in table-plan.
  */
-export function ownerFunctionBody(plan: TablePlan, write: Write, originNodeId: number): string {
+export function ownerFunctionBody(plan: TablePlan, write: Write, origin: Origin): string {
   return `
 #variable_conflict use_column
 declare
   sterna_count bigint;
   sterna_admitted boolean;
 begin
-  ${bodyStatements(plan, write, originNodeId)}
+  ${bodyStatements(plan, write, origin)}
   return sterna_count;
 end`
 }
 
-function bodyStatements(plan: TablePlan, write: Write, originNodeId: number): string {
+function bodyStatements(plan: TablePlan, write: Write, origin: Origin): string {
   const count = 'get diagnostics sterna_count = row_count;'
   switch (write.tag) {
     case 'put':
-      return putStatements(plan, putSql(plan, originNodeId), count)
-    case 'patch': {
-      const { update, where } = patchParts(plan, write.sent, originNodeId)
-      return `${update};
-  ${count}
-  if sterna_count = 0 and not exists (select from ${plan.rows} t where ${where}) then
-    perform sterna.apply_row_missing();
-  end if;`
-    }
+      return putStatements(plan, write.operation, putSql(plan, write.operation, origin), count)
     case 'delete': {
-      const remove = `${removeSql(plan, originNodeId)};
+      const remove = `${removeSql(plan, origin)};
   ${count}`
       if (plan.guardOid === null) return remove
       // As in bury: a session that applies an older change may have created the row just now, unseen.
@@ -62,14 +54,20 @@ function bodyStatements(plan: TablePlan, write: Write, originNodeId: number): st
   end if;`
     }
     case 'truncate':
-      return `${emptySql(plan, originNodeId)};
+      return `${emptySql(plan, origin)};
   ${count}`
   }
 }
 
 /** A row for which the guard of the table finds a newer tombstone is removed by the one who inserted it. */
-function putStatements(plan: TablePlan, put: string, count: string): string {
-  if (plan.keyPositions.length === 0) return `${put} into sterna_admitted; ${count}`
+function putStatements(
+  plan: TablePlan,
+  operation: 'insert' | 'update',
+  statement: string,
+  count: string,
+): string {
+  if (plan.keyPositions.length === 0) return `${statement} into sterna_admitted; ${count}`
+  const put = tellsCreation(plan, operation) ? `${statement} into sterna_admitted` : statement
   if (plan.guardOid === null) return `${put}; ${count}`
   return `perform set_config('sterna.too_old', '', true);
   ${put};
@@ -84,8 +82,6 @@ function parameterCount(plan: TablePlan, write: Write): number {
   switch (write.tag) {
     case 'put':
       return plan.remote.columns.length + 1
-    case 'patch':
-      return write.sent.length + plan.keyPositions.length + 1
     case 'delete':
       return plan.keyPositions.length + 1
     case 'truncate':
@@ -101,7 +97,7 @@ export function ownerFunctionCall(
   plan: TablePlan,
   write: Write,
   name: string,
-  originNodeId: number,
+  origin: Origin,
   announced: boolean,
 ): string {
   const time = parameterCount(plan, write)
@@ -109,12 +105,12 @@ export function ownerFunctionCall(
   const args = plan.recordParameters ? `row(${list})` : list
   const changed = `sterna.apply_guard(sterna_apply.${quoteIdent(name)}(${args}), ${announced ? `$${time}` : 'null'})`
   if (plan.guardOid !== null && write.tag === 'delete')
-    return `select 1 from (select ${changed} as changed offset 0) x where case when ${burySql(plan, 'true', originNodeId)} then x.changed end`
+    return `select 1 from (select ${changed} as changed offset 0) x where case when ${burySql(plan, 'true', origin)} then x.changed end`
   if (plan.guardOid !== null && write.tag === 'truncate')
     return rememberTruncateSql(
       plan,
       `from (select ${changed} as changed offset 0) x where x.changed is not null`,
-      originNodeId,
+      origin,
     )
   return `select 1 where ${changed}`
 }

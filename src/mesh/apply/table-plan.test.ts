@@ -1,14 +1,6 @@
 import { describe, expect, test } from 'vitest'
 import type { RemoteColumn, RemoteRelation } from '../../pgwire/pgoutput.ts'
-import {
-  deleteSql,
-  patchSql,
-  planTable,
-  putSql,
-  truncateSql,
-  type LocalColumn,
-  type LocalTable,
-} from './table-plan.ts'
+import { deleteSql, planTable, putSql, truncateSql, type LocalColumn, type LocalTable } from './table-plan.ts'
 
 const NODES = { local: 'n1', provider: 'n2' }
 const INT4 = 23
@@ -164,6 +156,8 @@ describe('a table that is mapped', () => {
   })
 })
 
+const ORIGIN = { nodeId: 2, oid: 3 }
+
 test('every name is quoted', () => {
   const odd = `o"d`
   const plan = planTable(
@@ -171,7 +165,12 @@ test('every name is quoted', () => {
     local([odd, `v"`], [odd]),
     NODES,
   )
-  for (const sql of [putSql(plan, 2), patchSql(plan, [0], 2), deleteSql(plan, 2), truncateSql(plan, 2)]) {
+  for (const sql of [
+    putSql(plan, 'insert', ORIGIN),
+    putSql(plan, 'update', ORIGIN),
+    deleteSql(plan, ORIGIN),
+    truncateSql(plan, ORIGIN),
+  ]) {
     expect(sql).toContain('"s"""."t"""')
     expect(sql.replaceAll(/"(?:[^"]|"")*"/g, '')).not.toContain('"')
   }

@@ -83,6 +83,17 @@ export interface TablePlan {
   readonly casts: readonly (string | null)[]
   /** Generated-always identity columns, which an UPDATE cannot set. */
   readonly fixedPositions: ReadonlySet<number>
+  /** All columns of the local table. */
+  readonly columns: readonly LocalColumn[]
+  /** A partitioned table: PostgreSQL does not say of a row that went into a partition whether it was inserted. */
+  readonly isPartitioned: boolean
+}
+
+/** Whose changes are applied. */
+export interface Origin {
+  readonly nodeId: number
+  /** The replication origin here: rows that it wrote last have it in their commit timestamp data. */
+  readonly oid: number
 }
 
 const FIRST_USER_OID = 16_384
@@ -148,6 +159,8 @@ export function planTable(remote: RemoteRelation, local: LocalTable | null, node
     runAs: local.runAs,
     recordParameters: columns.length + keyPositions.length + 1 > MAX_FUNCTION_PARAMETERS,
     fixedPositions: new Set(columns.flatMap((column, position) => (column.identityAlways ? [position] : []))),
+    columns: local.columns,
+    isPartitioned: local.kind === 'p',
   }
 }
 
@@ -195,19 +208,33 @@ export function admitted(plan: TablePlan, written: readonly string[] | null = nu
 }
 
 /**
- * The condition under which a change may replace the local row `t`: the change's version is not smaller. The first
- * branch decides nearly always and reads one timestamp; after a lock wait PostgreSQL evaluates it again on the new row.
+ * The condition under which a change may replace the local row `t`: the change's version is not smaller. The first branch
+ * decides where this origin wrote the row last, and reads only its timestamp; else the server looks closer, and records what
+ * is a conflict. After a lock wait PostgreSQL evaluates it again on the new row. `arriving`: SQL for the new row.
  */
-function notNewer(plan: TablePlan, timeParam: number, originNodeId: number): string {
+function mayReplace(
+  plan: TablePlan,
+  timeParam: number,
+  { nodeId, oid }: Origin,
+  operation: 'insert' | 'update' | 'delete',
+  arriving: string,
+): string {
   const time = parameter(plan, timeParam)
-  return `case when pg_catalog.pg_xact_commit_timestamp(t.xmin) < ${time} then true else sterna.version_not_greater(t.xmin, ${time}, ${originNodeId}) end`
+  const isOurs = `pg_catalog.pg_xact_commit_timestamp(t.xmin) < ${time} and (pg_catalog.pg_xact_commit_timestamp_origin(t.xmin)).roident = ${oid}`
+  return `case when ${isOurs} then true else sterna.met_row(t, ${arriving}, t.xmin, ${time}, ${nodeId}, '${operation}') end`
+}
+
+/** The same, without a look at who wrote the row. */
+function notNewer(plan: TablePlan, timeParam: number, { nodeId }: Origin): string {
+  const time = parameter(plan, timeParam)
+  return `case when pg_catalog.pg_xact_commit_timestamp(t.xmin) < ${time} then true else sterna.version_not_greater(t.xmin, ${time}, ${nodeId}) end`
 }
 
 /**
  * Inserts the row, or replaces the one that has its key unless that is newer. Serves INSERT and UPDATE alike: an update
- * whose row is not here yet creates it. Parameters: all remote columns in order, then the commit timestamp.
+ * whose row is not here yet creates it, and says so. Parameters: all remote columns in order, then the commit timestamp.
  */
-export function putSql(plan: TablePlan, originNodeId: number): string {
+export function putSql(plan: TablePlan, operation: 'insert' | 'update', origin: Origin): string {
   const written = plan.remote.columns.map((column) => column.name)
   const names = written.map(quoteIdent)
   const values = names.map((_, position) => columnValue(plan, position, position + 1))
@@ -220,95 +247,77 @@ export function putSql(plan: TablePlan, originNodeId: number): string {
       !plan.fixedPositions.has(position),
   )
   const settableKey = key.filter((_, i) => !plan.fixedPositions.has(plan.keyPositions[i]!))
-  if (settable.length + settableKey.length === 0) return putFixedSql(plan, originNodeId)
+  if (settable.length + settableKey.length === 0) return putFixedSql(plan, origin)
   // A table of nothing but its key still takes the newer version: setting the key to itself rewrites the row.
   const set = (settable.length > 0 ? settable : settableKey).map((name) => `${name} = excluded.${name}`)
-  return `${insert} on conflict (${key.join(', ')}) do update set ${set.join(', ')} where ${admitted(plan, written)} and ${notNewer(plan, names.length + 1, originNodeId)}`
+  const time = names.length + 1
+  const where = `${admitted(plan, written)} and ${mayReplace(plan, time, origin, operation, 'excluded')}`
+  const put = `${insert} on conflict (${key.join(', ')}) do update set ${set.join(', ')} where ${where}`
+  if (!tellsCreation(plan, operation)) return put
+  return `${put} returning case when t.xmax = 0 then sterna.met_none(t, ${plan.guardOid}, ${parameter(plan, time)}, ${origin.nodeId}) end`
+}
+
+/** Whether a put looks by itself, when it has created a row, for what was deleted. */
+export function tellsCreation(plan: TablePlan, operation: 'insert' | 'update'): boolean {
+  return operation === 'update' && plan.guardOid !== null && !plan.isPartitioned && canSet(plan)
+}
+
+function canSet(plan: TablePlan): boolean {
+  return plan.remote.columns.some((_, position) => !plan.fixedPositions.has(position))
 }
 
 /**
  * `putSql` for a table in which no column can be set, all being generated always as identity: an older row makes way for
  * the new one. What another session inserts at the same moment stays: its commit is later than the change.
  */
-function putFixedSql(plan: TablePlan, originNodeId: number): string {
+function putFixedSql(plan: TablePlan, origin: Origin): string {
   const written = plan.remote.columns.map((column) => column.name)
   const names = written.map(quoteIdent)
   const where = keyIs(plan, (position) => position + 1)
   const values = names.map((_, position) => columnValue(plan, position, position + 1)).join(', ')
-  return `with gone as (delete from ${plan.rows} t where ${where} and ${admitted(plan, written)} and ${notNewer(plan, names.length + 1, originNodeId)} returning 1)
+  return `with gone as (delete from ${plan.rows} t where ${where} and ${admitted(plan, written)} and ${notNewer(plan, names.length + 1, origin)} returning 1)
     insert into ${plan.target} (${names.join(', ')}) overriding system value
     select ${values} where (select count(*) from gone) >= 0 on conflict do nothing`
 }
 
-/** The update of `patchSql`, and the condition that the row has the key. */
-export function patchParts(
-  plan: TablePlan,
-  sentPositions: readonly number[],
-  originNodeId: number,
-): { readonly update: string; readonly where: string } {
-  const name = (position: number): string => quoteIdent(plan.remote.columns[position]!.name)
-  const set = sentPositions.flatMap((position, i) =>
-    plan.fixedPositions.has(position) ? [] : [`${name(position)} = ${columnValue(plan, position, i + 1)}`],
-  )
-  if (set.length === 0) {
-    // Nothing that can be set was sent. The row takes the change's version all the same.
-    const kept = plan.remote.columns.findIndex((_, position) => !sentPositions.includes(position))
-    set.push(`${name(kept)} = t.${name(kept)}`)
-  }
-  const where = keyIs(plan, (_, i) => sentPositions.length + i + 1)
-  const time = sentPositions.length + plan.keyPositions.length + 1
-  const update = `update ${plan.rows} t set ${set.join(', ')} where ${where} and ${admitted(plan)} and ${notNewer(plan, time, originNodeId)}`
-  return { update, where }
-}
-
-/**
- * Updates the columns that the stream carries; the others are unchanged TOAST values. Raises when the row is not here,
- * because then they are not known. Parameters: the sent columns in order, the key, the commit timestamp.
- */
-export function patchSql(plan: TablePlan, sentPositions: readonly number[], originNodeId: number): string {
-  const { update, where } = patchParts(plan, sentPositions, originNodeId)
-  return `with done as (${update} returning 1)
-    select 1 from done union all select sterna.apply_row_missing() where not exists (select from done) and not exists (select from ${plan.rows} t where ${where})`
-}
-
 /** Deletes the row unless it is newer. Parameters: the key, then the commit timestamp. */
-export function removeSql(plan: TablePlan, originNodeId: number): string {
-  return `delete from ${plan.rows} t where ${keyIs(plan, (_, i) => i + 1)} and ${admitted(plan)} and ${notNewer(plan, plan.keyPositions.length + 1, originNodeId)}`
+export function removeSql(plan: TablePlan, origin: Origin): string {
+  return `delete from ${plan.rows} t where ${keyIs(plan, (_, i) => i + 1)} and ${admitted(plan)} and ${mayReplace(plan, plan.keyPositions.length + 1, origin, 'delete', `null::${plan.target}`)}`
 }
 
 /**
  * Deletes the row unless it is newer, and leaves a tombstone, also where there was no row. Parameters: the key, then the
  * commit timestamp. Its tag counts what was deleted.
  */
-export function deleteSql(plan: TablePlan, originNodeId: number): string {
-  const remove = removeSql(plan, originNodeId)
+export function deleteSql(plan: TablePlan, origin: Origin): string {
+  const remove = removeSql(plan, origin)
   if (plan.guardOid === null) return remove
   return `with gone as (${remove} returning 1)
-    select 1 where ${burySql(plan, 'exists (select from gone)', originNodeId)}`
+    select 1 where ${burySql(plan, 'exists (select from gone)', origin)}`
 }
 
 /** Leaves a tombstone for the key that stands in the parameters; true if the row was deleted, now or before. */
-export function burySql(plan: TablePlan, gone: string, originNodeId: number): string {
+export function burySql(plan: TablePlan, gone: string, origin: Origin): string {
   const key = plan.keyPositions.map((_, i) => `$${i + 1}`).join(', ')
-  return `sterna.bury_${plan.guardOid}(${key}, ${plan.oid}, ${gone}, $${plan.keyPositions.length + 1}, ${originNodeId})`
+  return `sterna.bury_${plan.guardOid}(${key}, ${plan.oid}, ${gone}, $${plan.keyPositions.length + 1}, ${origin.nodeId})`
 }
 
 /** Removes the rows that are not newer than the truncate. Parameter: the commit timestamp. */
-export function emptySql(plan: TablePlan, originNodeId: number): string {
-  return `delete from ${plan.rows} t where ${admitted(plan)} and ${notNewer(plan, 1, originNodeId)}`
+export function emptySql(plan: TablePlan, origin: Origin): string {
+  return `delete from ${plan.rows} t where ${admitted(plan)} and ${notNewer(plan, 1, origin)}`
 }
 
 /** Removes the rows that are not newer than the truncate, and remembers it. Parameter: the commit timestamp. */
-export function truncateSql(plan: TablePlan, originNodeId: number): string {
-  const remove = emptySql(plan, originNodeId)
+export function truncateSql(plan: TablePlan, origin: Origin): string {
+  const remove = emptySql(plan, origin)
   if (plan.guardOid === null) return remove
-  return `with gone as (${remove}) ${rememberTruncateSql(plan, 'values', originNodeId)}`
+  return `with gone as (${remove}) ${rememberTruncateSql(plan, 'values', origin)}`
 }
 
 /** Remembers the truncate; `from`: `values`, or the FROM clause of a select. Parameter: the commit timestamp. */
-export function rememberTruncateSql(plan: TablePlan, from: string, originNodeId: number): string {
+export function rememberTruncateSql(plan: TablePlan, from: string, origin: Origin): string {
   const row = from === 'values' ? `values (${plan.guardOid}, 1)` : `select ${plan.guardOid}, 1 ${from}`
   return `insert into sterna.truncation as t (table_oid, times) ${row}
     on conflict (table_oid) do update set times = t.times + 1
-    where case when pg_catalog.pg_xact_commit_timestamp(t.xmin) < $1 then true else sterna.version_not_greater(t.xmin, $1, ${originNodeId}) end`
+    where case when pg_catalog.pg_xact_commit_timestamp(t.xmin) < $1 then true else sterna.version_not_greater(t.xmin, $1, ${origin.nodeId}) end`
 }

@@ -2,7 +2,7 @@ import { assert } from '../../core/assert.ts'
 import type { Amounts, Key, RowChange, SentValues, Values } from './change.ts'
 import { addAmounts, amountsIn, areZero, negateAmounts, sumsOf } from './deltas.ts'
 import { heldVersion, type KeyState } from './key-state.ts'
-import type { ConflictType, TableRules } from './rules.ts'
+import type { ConflictType, LocalRules, TableRules } from './rules.ts'
 import { compareVersions, mayReplace, type RowVersion } from './version.ts'
 
 /**
@@ -93,7 +93,7 @@ export function decidesKey(version: RowVersion, state: KeyState, truncated: RowV
 export function applyChange(
   state: KeyState,
   change: KeyChange,
-  rules: TableRules,
+  rules: LocalRules,
   truncated: RowVersion | null,
 ): { readonly state: KeyState; readonly outcome: Outcome } {
   const sums = addAmounts(sumsOf(state, rules.deltas), change.amounts)

@@ -4,7 +4,7 @@ import { pgTimeOf } from '../../core/pg-time.ts'
 import type { Change, Key, Values } from './change.ts'
 import { MemoryTable, type Elsewhere } from './memory-table.ts'
 import { resolveChange } from './resolve.ts'
-import { DEFAULT_RULES, type TableRules } from './rules.ts'
+import { DEFAULT_RULES, type LocalRules } from './rules.ts'
 import { collidingConstraints } from './set-aside.ts'
 import { compareVersions, type RowVersion } from './version.ts'
 
@@ -63,7 +63,7 @@ function interleave(all: readonly Change[][], choices: Iterator<number>): Change
   }
 }
 
-function tableAfter(changes: readonly Change[], rules: TableRules): MemoryTable {
+function tableAfter(changes: readonly Change[], rules: LocalRules): MemoryTable {
   const table = new MemoryTable(rules)
   for (const change of changes) table.carryOut(resolveChange(change, rules), NOWHERE)
   return table
@@ -74,10 +74,10 @@ const UNIQUES = [
   { name: 'w', columns: ['w'], nullsCollide: true },
 ]
 const PLAIN = DEFAULT_RULES
-const DELTA: TableRules = { ...DEFAULT_RULES, deltas: ['d'] }
-const UNIQUE: TableRules = { ...DEFAULT_RULES, uniques: UNIQUES }
-const ALL: TableRules = { ...DEFAULT_RULES, uniques: UNIQUES, deltas: ['d'] }
-const MERGE: TableRules = {
+const DELTA: LocalRules = { ...DEFAULT_RULES, deltas: ['d'] }
+const UNIQUE: LocalRules = { ...DEFAULT_RULES, uniques: UNIQUES }
+const ALL: LocalRules = { ...DEFAULT_RULES, uniques: UNIQUES, deltas: ['d'] }
+const MERGE: LocalRules = {
   ...DEFAULT_RULES,
   uniques: UNIQUES,
   merge: (a, b) => (String(a['v']) > String(b['v']) ? a : String(a['v']) < String(b['v']) ? b : least(a, b)),
@@ -173,7 +173,7 @@ function contribution(change: Change, key: Key): number {
 }
 
 /** Visibility from the rows alone: newest first, visible unless a visible one is in the way. */
-function visibleByRows(table: MemoryTable, { uniques }: TableRules): [Key, boolean | undefined][] {
+function visibleByRows(table: MemoryTable, { uniques }: LocalRules): [Key, boolean | undefined][] {
   const rows = table.entries().flatMap(({ key, state: { row } }) => (row ? [{ key, ...row }] : []))
   const inOrder = rows.toSorted((a, b) => compareVersions(b.version!, a.version!) || (a.key < b.key ? 1 : -1))
   const visible: typeof rows = []

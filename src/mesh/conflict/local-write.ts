@@ -3,7 +3,7 @@ import { UNCHANGED, type Change, type Key, type RowChange, type SentValues, type
 import { addAmounts, amountsIn, areZero, negateAmounts, sumsOf } from './deltas.ts'
 import { ABSENT, type KeyState } from './key-state.ts'
 import type { Write } from './resolve.ts'
-import type { TableRules } from './rules.ts'
+import type { LocalRules } from './rules.ts'
 import type { RowVersion } from './version.ts'
 
 /** A statement of an application on one row. It sees, and may touch, visible rows only. */
@@ -34,7 +34,7 @@ export function captureWrite(
   write: LocalWrite,
   held: (key: Key) => KeyState,
   version: RowVersion,
-  rules: TableRules,
+  rules: LocalRules,
   sendsOld: boolean,
 ): Capture {
   switch (write.tag) {
@@ -81,7 +81,7 @@ export function captureWrite(
 export function captureTruncate(
   keys: readonly { readonly key: Key; readonly state: KeyState }[],
   version: RowVersion,
-  rules: TableRules,
+  rules: LocalRules,
 ): Capture<Change> {
   if (rules.deltas.length === 0) {
     const writes = keys.map(({ key, state }) => ({ key, before: state, after: ABSENT }))
@@ -110,7 +110,7 @@ function place(
   given: Values,
   before: KeyState,
   version: RowVersion,
-  rules: TableRules,
+  rules: LocalRules,
 ): { readonly written: Write; readonly values: Values; readonly cancel: readonly RowChange[] } {
   assert(!before.row?.visible, 'an insert over a visible row fails with unique_violation')
   const unseen = sumsOf(before, rules.deltas)
@@ -120,7 +120,7 @@ function place(
   return { written: { key, before, after }, values, cancel }
 }
 
-function removal(key: Key, before: KeyState, version: RowVersion, { deltas }: TableRules): Write {
+function removal(key: Key, before: KeyState, version: RowVersion, { deltas }: LocalRules): Write {
   assert(before.row, 'only a row can be deleted')
   const taken = negateAmounts(amountsIn(before.row.values, deltas))
   const remainder = addAmounts(sumsOf(before, deltas), taken)
@@ -128,7 +128,7 @@ function removal(key: Key, before: KeyState, version: RowVersion, { deltas }: Ta
 }
 
 /** merge(old, new), except for delta columns: there the application's value stands. */
-function merged(old: Values, given: Values, { merge, deltas }: TableRules): Values {
+function merged(old: Values, given: Values, { merge, deltas }: LocalRules): Values {
   return merge ? { ...merge(old, given), ...amountsIn(given, deltas) } : given
 }
 

@@ -1,8 +1,9 @@
+import { assert } from '../../core/assert.ts'
 import type { Key } from './change.ts'
 import { ABSENT, heldVersion, type KeyedRow, type KeyState } from './key-state.ts'
 import type { Answer, BaseAnswer, Decision, FetchAnswer, Question } from './question.ts'
 import type { Resolution, Write } from './resolve.ts'
-import type { TableRules } from './rules.ts'
+import type { LocalRules } from './rules.ts'
 import { collidingConstraints } from './set-aside.ts'
 import { mayReplace, type RowVersion } from './version.ts'
 
@@ -15,10 +16,10 @@ export interface Elsewhere {
 /** One table of one node in memory: answers what decisions ask, and carries their writes out. */
 export class MemoryTable {
   readonly #keys = new Map<Key, KeyState>()
-  readonly #rules: TableRules
+  readonly #rules: LocalRules
   truncated: RowVersion | null = null
 
-  constructor(rules: TableRules) {
+  constructor(rules: LocalRules) {
     this.#rules = rules
   }
 
@@ -67,6 +68,9 @@ export class MemoryTable {
         return elsewhere.base(question)
       case 'fetch':
         return elsewhere.fetch(question)
+      case 'merge':
+        assert(this.#rules.merge, 'only a table with a merge function asks for its result')
+        return { is: 'merge', values: this.#rules.merge(question.local, question.arriving) }
     }
   }
 

@@ -21,6 +21,8 @@ export type Question =
    * Without the flush a crash there could lose the newer row for which this change is given up.
    */
   | { readonly ask: 'fetch'; readonly key: Key; readonly nodeId: number }
+  /** The row that the table's merge function makes of the row here and the one that arrives: MergeAnswer. */
+  | { readonly ask: 'merge'; readonly local: Values; readonly arriving: Values }
 
 export interface KeyAnswer {
   readonly is: 'key'
@@ -58,7 +60,12 @@ export interface FetchAnswer {
   readonly row: { readonly values: Values; readonly version: RowVersion | null } | null
 }
 
-export type Answer = KeyAnswer | RowsAnswer | KeysAnswer | BaseAnswer | FetchAnswer
+export interface MergeAnswer {
+  readonly is: 'merge'
+  readonly values: Values
+}
+
+export type Answer = KeyAnswer | RowsAnswer | KeysAnswer | BaseAnswer | FetchAnswer | MergeAnswer
 
 /** A decision that asks while it runs. */
 export type Decision<T> = Generator<Question, T, Answer>

@@ -4,7 +4,7 @@ import type { Change, Key, RowChange, SentValues, TruncateChange, UpdateChange, 
 import { areZero } from './deltas.ts'
 import { ABSENT, heldVersion, type KeyedRow, type KeyState } from './key-state.ts'
 import type { Decision, KeyAnswer } from './question.ts'
-import type { TableRules, UniqueConstraint } from './rules.ts'
+import type { LocalRules, TableRules, UniqueConstraint } from './rules.ts'
 import { settle, type ChangedKey, type Collision } from './set-aside.ts'
 import { fillFrom, fillFromOrigin, isComplete, isProvenBase } from './toast.ts'
 import { compareVersions, type RowVersion } from './version.ts'
@@ -65,7 +65,8 @@ export function* resolveChange(change: Change, rules: TableRules): Decision<Reso
       continue
     }
     if (completion.tag === 'fetched') fetched = part.key
-    const { state, outcome } = applyChange(held.state, completion.part, rules, held.truncated)
+    const merged = yield* withMerge(rules, held.state, completion.part)
+    const { state, outcome } = applyChange(held.state, completion.part, merged, held.truncated)
     outcomes.push(outcome)
     changed.set(part.key, { before: held.state, after: state })
   }
@@ -94,6 +95,16 @@ export function* completeChange(
   if (values) return { change: { ...filled, values }, givenUp: null }
   const { version, oldKey, key, old } = change
   return { change: oldKey === key ? null : { tag: 'delete', version, key: oldKey, old }, givenUp: key }
+}
+
+/** The rules with the result of the merge function, where that has to be asked for. */
+function* withMerge(rules: TableRules, { row }: KeyState, { effect }: KeyChange): Decision<LocalRules> {
+  const { merge } = rules
+  if (merge !== 'ask') return { ...rules, merge }
+  if (!row || effect.tag !== 'put') return { ...rules, merge: null }
+  const answer = yield { ask: 'merge', local: row.values, arriving: effect.values }
+  assert(answer.is === 'merge', 'a row is the answer to "merge"')
+  return { ...rules, merge: () => answer.values }
 }
 
 type Completion =

@@ -35,11 +35,14 @@ export interface TableRules {
   readonly uniques: readonly UniqueConstraint[]
   /** Names of the columns whose values are sums of contributions. */
   readonly deltas: readonly string[]
-  /** Null: the newer version wins the whole row. */
-  readonly merge: MergeRows | null
+  /** Null: the newer version wins the whole row. `ask`: the function runs elsewhere, the decision asks for its result. */
+  readonly merge: MergeRows | 'ask' | null
   /** Types with policy `manual`: the newer version wins, and the conflict is queued for review. */
   readonly manual: ReadonlySet<ConflictType>
 }
 
+/** Rules of which the merge function is at hand. */
+export type LocalRules = TableRules & { readonly merge: MergeRows | null }
+
 /** last_update_wins, no constraint besides the key, no delta column. */
-export const DEFAULT_RULES: TableRules = { uniques: [], deltas: [], merge: null, manual: new Set() }
+export const DEFAULT_RULES: LocalRules = { uniques: [], deltas: [], merge: null, manual: new Set() }

@@ -8,17 +8,17 @@ import { MemoryTable, type Elsewhere } from './memory-table.ts'
 import { mustQueue, retriable, settledBy, type ParkedChange } from './parked.ts'
 import { completeChange, repairVisibility, resolveChange } from './resolve.ts'
 import { mayDropRowClock, mayDropTombstone, type RetentionFacts } from './retention.ts'
-import { DEFAULT_RULES, type TableRules } from './rules.ts'
+import { DEFAULT_RULES, type LocalRules } from './rules.ts'
 import type { RowVersion } from './version.ts'
 
 /** One node with one table, and no network: the order of arrival is as the test writes it. */
 class Replica {
   readonly table: MemoryTable
   readonly #id: number
-  readonly #rules: TableRules
+  readonly #rules: LocalRules
   readonly #peers = new Map<number, Replica>()
 
-  constructor(id: number, rules: TableRules) {
+  constructor(id: number, rules: LocalRules) {
     this.#id = id
     this.#rules = rules
     this.table = new MemoryTable(rules)
@@ -100,7 +100,7 @@ class Replica {
   }
 }
 
-function three(rules: TableRules = DEFAULT_RULES): [Replica, Replica, Replica] {
+function three(rules: LocalRules = DEFAULT_RULES): [Replica, Replica, Replica] {
   const nodes = [1, 2, 3].map((id) => new Replica(id, rules)) as [Replica, Replica, Replica]
   for (const node of nodes) node.meet(nodes)
   return nodes
@@ -111,11 +111,11 @@ function expectAllToHold(nodes: readonly Replica[], rows: Record<Key, Values>): 
   for (const node of nodes) expect(node.table.entries()).toEqual(nodes[0]!.table.entries())
 }
 
-const UNIQUE: TableRules = {
+const UNIQUE: LocalRules = {
   ...DEFAULT_RULES,
   uniques: [{ name: 'u', columns: ['u'], nullsCollide: false }],
 }
-const DELTA: TableRules = { ...DEFAULT_RULES, deltas: ['d'] }
+const DELTA: LocalRules = { ...DEFAULT_RULES, deltas: ['d'] }
 
 describe('collisions of unique values', () => {
   test('the owner of the newer row never saw a collision: the row that stood back is visible everywhere', () => {
@@ -415,7 +415,7 @@ describe('forgetting', () => {
 })
 
 test('a merge function is applied to every change, also to an older one of the same origin', () => {
-  const rules: TableRules = { ...DEFAULT_RULES, merge: (a, b) => (Number(a['v']) < Number(b['v']) ? b : a) }
+  const rules: LocalRules = { ...DEFAULT_RULES, merge: (a, b) => (Number(a['v']) < Number(b['v']) ? b : a) }
   const [n1, n2, n3] = three(rules)
   const a = n3.insert('k1', { v: '5' }, 5)
   n1.receive(a)

@@ -152,15 +152,6 @@ revoke all on function sterna.key_equality(oid) from public;
 revoke all on function sterna.key_is_sql(oid, text[]) from public;
 revoke all on function sterna.describe_table(text, text, name[]) from public;
 
--- Raised by apply when an update leaves TOAST values unchanged and the row is not here: the values are not in the stream.
-create function sterna.apply_row_missing() returns integer
-language plpgsql set search_path = pg_catalog, pg_temp as $$
-begin
-  raise exception 'the row to update is not here, and the change does not carry its large values'
-    using errcode = 'ST003', hint = 'It is retried, and passes when the row arrives from its origin.';
-end $$;
-revoke all on function sterna.apply_row_missing() from public;
-
 -- Restarts the sequences that belong to a table's columns, as TRUNCATE ... RESTART IDENTITY did at the origin.
 create function sterna.apply_restart_identity(schema_name text, table_name text) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -181,18 +172,22 @@ begin
 end $$;
 revoke all on function sterna.apply_restart_identity(text, text) from public;
 
--- Raised by the statement that opens each remote transaction when it must not be applied now: the local clock is not
--- past its timestamp (ST001), or it is not the one that follows what was applied last (ST002).
-create function sterna.apply_refused(lsn pg_lsn, ts timestamptz, previous pg_lsn) returns pg_lsn
+-- Raised by the last statement of each remote transaction when it must not be committed: the local clock is not past its
+-- timestamp (ST001), it is not the one that follows what was applied last (ST002), or other tables need care than its
+-- session knew (ST007).
+create function sterna.apply_refused(lsn pg_lsn, ts timestamptz, previous pg_lsn, epoch bigint) returns pg_lsn
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
   if clock_timestamp() <= ts then
     raise exception 'the clock of this server is not past the timestamp of transaction %', lsn using errcode = 'ST001';
   end if;
+  if not exists (select from sterna.careful_state c where c.epoch = apply_refused.epoch) then
+    raise exception 'other tables need care' using errcode = 'ST007';
+  end if;
   raise exception 'transaction % follows %, but the last one applied is %', lsn, previous,
     pg_replication_origin_session_progress(false) using errcode = 'ST002';
 end $$;
-revoke all on function sterna.apply_refused(pg_lsn, timestamptz, pg_lsn) from public;
+revoke all on function sterna.apply_refused(pg_lsn, timestamptz, pg_lsn, bigint) from public;
 
 -- Whether a transaction of this origin with this commit timestamp has been committed here. Searched from the newest
 -- transaction id backwards: it is asked only about a transaction that was applied, or failed, moments ago.

@@ -150,7 +150,7 @@ begin
               -- Code of the table's owner would run with the rights of Sterna: whoever inserts as the owner removes the row.
               perform set_config('sterna.too_old', tg_relid::text, true);
             end if;
-            raise notice 'update_deleted' using errcode = 'ST011';
+            perform sterna.met_tombstone(tg_relid, sterna.row_texts(new), %3$s, %4$s);
           end if;
         end if;
       elsif tg_op = 'DELETE' then
@@ -197,6 +197,15 @@ begin
         get diagnostics v_count = row_count;
         v_gone := v_count > 0;
       end if;
+      if not v_gone then
+        execute format('select count(*) from (select from %%s%%s t where %5$s limit 1) t',
+                       (select case c.relkind when 'r' then 'only ' end from pg_class c where c.oid = relation), relation::regclass)
+          into v_count using %8$s;
+        if v_count = 0 then
+          perform sterna.record_conflict('delete_missing', relation, jsonb_object(%12$s::text[], array[%11$s]), null, null, null,
+                                         row(ts, node)::sterna.row_version, 'skip');
+        end if;
+      end if;
       insert into sterna.tombstone as s (table_oid, key_hash, key) values (%6$s, %7$s, jsonb_build_array(%11$s))
       on conflict (table_oid, key_hash) do update set key = excluded.key, version = null, remainder = null
         where sterna.version_not_greater(s.xmin, ts, node);
@@ -209,7 +218,8 @@ begin
     (select string_agg('$' || p, ', ') from generate_series(1, cardinality(v_key)) p),
     v_settings, cardinality(v_key) + 2,
     -- As text by the types' own output: a conversion to json would call casts that anybody can make.
-    (select string_agg('format(''%s'', $' || p || ')', ', ') from generate_series(1, cardinality(v_key)) p));
+    (select string_agg('format(''%s'', $' || p || ')', ', ') from generate_series(1, cardinality(v_key)) p),
+    quote_literal(v_key));
   execute format('revoke all on function %s(%s, oid, boolean, timestamptz, integer) from public', v_bury, v_types);
 
   for v_leaf in
@@ -225,7 +235,9 @@ begin
                      (select string_agg(quote_ident(k), ', ') from unnest(v_key) k), v_leaf.name,
                      (select string_agg(format('not (old.%1$I%2$s %3$s new.%1$I%2$s)', e.name, '::' || e.type, e.operator), ' or ')
                         from sterna.key_equality(v_root) e), v_guard);
-      execute format('create or replace trigger sterna_revive after insert on %s for each row execute function %s()', v_leaf.name, v_guard);
+      -- Only in sessions that announce timestamps; others look once for each transaction (second_look).
+      execute format('create or replace trigger sterna_revive after insert on %s for each row
+                      when (coalesce(pg_catalog.current_setting(''sterna.change_time'', true), '''') <> '''') execute function %s()', v_leaf.name, v_guard);
       execute format('alter table %s enable replica trigger sterna_revive', v_leaf.name);
     end if;
   end loop;

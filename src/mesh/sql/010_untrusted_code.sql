@@ -280,7 +280,6 @@ end $$;
 -- What functions of table owners call: the version of a row can be read by anybody, and raising an error hurts nobody else.
 alter function sterna.version_not_greater(xid, timestamptz, integer) security definer;
 grant execute on function sterna.version_not_greater(xid, timestamptz, integer) to public;
-grant execute on function sterna.apply_row_missing() to public;
 
 do $$
 declare

@@ -193,13 +193,17 @@ create table sterna.careful_state (
 );
 insert into sterna.careful_state (epoch) values (1);
 
-create function sterna.careful_mark(relation oid) returns void
+-- Puts a table on the list. The new epoch; null: it was on it.
+create function sterna.careful_mark(relation oid) returns bigint
 language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  v_epoch bigint;
 begin
   insert into sterna.careful_table (table_oid) values (sterna.root_table(relation)) on conflict do nothing;
   if found then
-    update sterna.careful_state set epoch = epoch + 1;
+    update sterna.careful_state set epoch = epoch + 1 returning epoch into v_epoch;
   end if;
+  return v_epoch;
 end $$;
 
 -- Takes tables off the list that have nothing any more that needs care.
@@ -227,6 +231,12 @@ $$;
 create function sterna.time_of(pg_time bigint) returns timestamptz
 language sql immutable set search_path = pg_catalog, pg_temp as $$
   select timestamptz '2000-01-01 00:00:00+00' + pg_time * interval '1 microsecond'
+$$;
+
+-- A version as apply reads it: time in microseconds since 2000, as text. Of none: nulls.
+create function sterna.version_json(version sterna.row_version) returns jsonb
+language sql immutable set search_path = pg_catalog, pg_temp as $$
+  select jsonb_build_object('at', sterna.pg_time((version).at)::text, 'node', (version).node_id)
 $$;
 
 -- The node behind a replication origin; of origin 0, this one.
@@ -280,7 +290,8 @@ begin
   execute (
     select format('select jsonb_object(array[%s]::text[], array[%s]::text[]) from (select ($1).*) t',
                   string_agg(quote_literal(a.attname), ', ' order by a.attnum),
-                  string_agg(format('case num_nulls(t.%1$I) when 0 then format(''%%s'', t.%1$I) end', a.attname), ', ' order by a.attnum))
+                  string_agg(format('case num_nulls(t.%1$I) when 0 then format(''%%s'', t.%1$I%2$s) end', a.attname,
+                                    case when sterna.base_type(a.atttypid) = 'money'::regtype then '::numeric' else '' end), ', ' order by a.attnum))
       from pg_type y join pg_attribute a on a.attrelid = y.typrelid and a.attnum > 0 and not a.attisdropped
      where y.oid = pg_typeof(r)::oid)
     into v_texts using r;
@@ -360,7 +371,7 @@ begin
 end $$;
 
 -- An update created its row, which was not here. A deleter must not slip past unseen.
-create function sterna.met_none(created anyelement, guard oid, ts timestamptz, node integer) returns void
+create function sterna.met_none(created anyelement, guard oid, ts timestamptz, node integer) returns boolean
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
   v_relation constant oid := (select t.typrelid from pg_type t where t.oid = pg_typeof(created)::oid);
@@ -370,6 +381,34 @@ begin
   perform sterna.second_look(guard);
   perform sterna.record_conflict('update_missing', v_relation, sterna.key_of_texts(v_relation, v_texts), null, v_texts, null,
                                  row(ts, node)::sterna.row_version, 'apply_remote');
+  return true;
+end $$;
+
+-- A row that was just created is older than what took its key away, and goes again. An update has recorded before that it
+-- met no row (met_none): that is what it was.
+create function sterna.met_tombstone(relation oid, texts jsonb, guard oid, hash bigint) returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  v_key constant jsonb := sterna.key_of_texts(relation, texts);
+  v_local sterna.row_version;
+  v_truncated sterna.row_version;
+  v_last record;
+begin
+  perform sterna.require_apply_session();
+  select coalesce(s.version, sterna.version_of_xmin(s.xmin, null)) into v_local
+    from sterna.tombstone s where s.table_oid = guard and s.key_hash = hash;
+  select sterna.version_of_xmin(u.xmin, null) into v_truncated from sterna.truncation u where u.table_oid = guard;
+  if sterna.version_greater(v_truncated, v_local) then
+    v_local := v_truncated;
+  end if;
+  select h.id, h.conflict_type, h.key, h.table_oid into v_last from sterna.conflict_history h order by h.id desc limit 1;
+  if v_last.conflict_type = 'update_missing' and v_last.key = v_key and v_last.table_oid = guard then
+    update sterna.conflict_history h set conflict_type = 'update_deleted', local_version = v_local, resolution = 'keep_local' where h.id = v_last.id;
+    raise notice 'update_deleted' using errcode = 'ST011';
+  else
+    perform sterna.record_conflict('insert_deleted', relation, v_key, null, texts, v_local,
+      row(current_setting('sterna.change_time')::timestamptz, current_setting('sterna.change_node')::integer)::sterna.row_version, 'keep_local');
+  end if;
 end $$;
 
 -- Before the commit of a transaction that created rows in a table: whether anything was deleted there that a change could be
@@ -388,25 +427,139 @@ begin
   end if;
 end $$;
 
--- What is known of a key besides its row, for the careful lane. `node`: the origin of the change.
-create function sterna.side_facts(guard oid, hash bigint, node integer) returns jsonb
+-- By which operators the columns of an index are equal. See key_equality.
+create function sterna.index_equality(index oid) returns table (index_position bigint, name name, operator text, type text)
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select k.position, a.attname, format('operator(%I.%s)', n.nspname, o.oprname),
+         case when n.nspname <> 'pg_catalog' and t.typtype <> 'p' then format_type(t.oid, null) end
+    from pg_index i,
+         unnest(i.indkey::smallint[], i.indclass::oid[]) with ordinality as k(attnum, class, position)
+    join pg_opclass c on c.oid = k.class
+    join pg_amop m on m.amopfamily = c.opcfamily and m.amoplefttype = c.opcintype and m.amoprighttype = c.opcintype
+                  and m.amopstrategy = 3
+    join pg_operator o on o.oid = m.amopopr
+    join pg_namespace n on n.oid = o.oprnamespace
+    join pg_type t on t.oid = c.opcintype,
+         pg_attribute a
+   where i.indexrelid = index and k.position <= i.indnkeyatts and a.attrelid = i.indrelid and a.attnum = k.attnum
+$$;
+
+-- What the careful lane must know of a table besides what describe_table says: its columns with the types of parameters for
+-- them, the hash of its key (of $1, $2, ...; of the columns of t), and its plain unique constraints besides the key.
+create function sterna.describe_careful(relation oid) returns jsonb
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+  return jsonb_build_object(
+    'name', (select format('%I.%I', n.nspname, c.relname) from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = relation),
+    'columns', (select jsonb_agg(jsonb_build_object('name', a.attname, 'typeOid', sterna.base_type(a.atttypid)::bigint,
+                                                    'generated', a.attgenerated <> '') order by a.attnum)
+                  from pg_attribute a where a.attrelid = relation and a.attnum > 0 and not a.attisdropped),
+    'hash', sterna.key_hash_sql(relation, (select array_agg('$' || p) from generate_series(1, cardinality(sterna.key_columns(relation))) p)),
+    'rowHash', sterna.key_hash_sql(relation, (select array_agg('t.' || quote_ident(k)) from unnest(sterna.key_columns(relation)) k)),
+    'uniques', (
+      select coalesce(jsonb_agg(jsonb_build_object(
+               'name', c.relname, 'nullsCollide', i.indnullsnotdistinct,
+               'columns', (select jsonb_agg(jsonb_build_object('name', e.name, 'operator', e.operator, 'type', e.type) order by e.index_position)
+                             from sterna.index_equality(i.indexrelid) e)) order by c.relname), '[]')
+        from pg_index i join pg_class c on c.oid = i.indexrelid
+       where i.indrelid = relation and i.indisunique and i.indisvalid and i.indimmediate and i.indpred is null and i.indexprs is null
+         and not (select array_agg(e.name) from sterna.index_equality(i.indexrelid) e) <@ sterna.key_columns(relation)
+         and not exists (select from pg_attribute a where a.attrelid = relation and a.attnum = any (i.indkey) and a.attgenerated <> '')),
+    'rules', sterna.table_rules(sterna.root_table(relation)));
+end $$;
+
+-- What is known of a key besides its row, for the careful lane. `own`: version of the change that is being applied.
+create function sterna.side_facts(guard oid, hash bigint, own sterna.row_version) returns jsonb
 language sql volatile set search_path = pg_catalog, pg_temp as $$
   select jsonb_build_object(
-    'tombstone', (select jsonb_build_object('at', sterna.pg_time((v.version).at)::text, 'node', (v.version).node_id, 'remainder', s.remainder)
-                    from sterna.tombstone s,
-                         lateral (select coalesce(s.version, sterna.version_of_xmin(s.xmin, null)) as version) v
-                   where s.table_oid = guard and s.key_hash = hash),
-    'aside', (select jsonb_build_object('at', sterna.pg_time((a.version).at)::text, 'node', (a.version).node_id, 'values', a.row_values)
+    'tombstone', (select sterna.version_json(coalesce(s.version, sterna.version_of_xmin(s.xmin, own))) || jsonb_build_object('remainder', s.remainder)
+                    from sterna.tombstone s where s.table_oid = guard and s.key_hash = hash),
+    'aside', (select sterna.version_json(a.version) || jsonb_build_object('values', a.row_values)
                 from sterna.aside a where a.table_oid = guard and a.key_hash = hash),
-    'truncated', (select jsonb_build_object('at', sterna.pg_time((v.version).at)::text, 'node', (v.version).node_id)
-                    from sterna.truncation u, lateral (select sterna.version_of_xmin(u.xmin, null) as version) v
-                   where u.table_oid = guard),
+    'truncated', (select sterna.version_json(sterna.version_of_xmin(u.xmin, own)) from sterna.truncation u where u.table_oid = guard),
+    'clocked', exists (select from sterna.row_clock r where r.table_oid = guard and r.key_hash = hash),
     'parked', exists (select from sterna.exception e where e.table_oid = guard and (e.key_hashes is null or hash = any (e.key_hashes))),
-    'parkedOfOrigin', exists (select from sterna.exception e where e.table_oid = guard and e.origin_node_id = node
+    'parkedOfOrigin', exists (select from sterna.exception e where e.table_oid = guard and e.origin_node_id = (own).node_id
                                  and (e.key_hashes is null or hash = any (e.key_hashes))),
-    'givenUp', (select jsonb_build_object('at', sterna.pg_time((g.version).at)::text, 'node', (g.version).node_id)
-                  from sterna.given_up g where g.table_oid = guard and g.key_hash = hash))
+    'givenUp', (select sterna.version_json(g.version) from sterna.given_up g where g.table_oid = guard and g.key_hash = hash))
 $$;
+
+-- A row of this node, in its table or aside, with its version, for a node that was not sent all its values. Null: no such row.
+-- `key`: column to text.
+create function sterna.fetch_row(schema_name name, table_name name, key jsonb) returns jsonb
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+declare
+  v_relation constant oid := (select c.oid from pg_class c join pg_namespace n on n.oid = c.relnamespace
+                               where n.nspname = schema_name and c.relname = table_name and c.relkind in ('r', 'p'));
+  v_root constant oid := sterna.root_table(v_relation);
+  v_values text[];
+  v_hash bigint;
+  v_row jsonb;
+begin
+  select array_agg(format('%L::%s', key ->> a.attname, format_type(sterna.base_type(a.atttypid), null)) order by k.position) into v_values
+    from unnest(sterna.key_columns(v_relation)) with ordinality as k(name, position)
+    join pg_attribute a on a.attrelid = v_relation and a.attname = k.name;
+  execute 'select ' || sterna.key_hash_sql(v_relation, v_values) into v_hash;
+  execute format($f$select jsonb_build_object('values', sterna.row_texts(t)) || sterna.version_json(sterna.version_of_row(%s, %s, t.xmin, null))
+                      from %s t where %s$f$, v_root, v_hash, v_relation::regclass, sterna.key_is_sql(v_relation, v_values)) into v_row;
+  return coalesce(v_row, (select sterna.version_json(a.version) || jsonb_build_object('values', a.row_values)
+                            from sterna.aside a where a.table_oid = v_root and a.key_hash = v_hash));
+end $$;
+
+-- Whether the row here is what the origin of a change updated: what the origin had applied by its last heartbeat, and up to where
+-- all that other nodes made has arrived here. See BaseAnswer.
+create function sterna.base_facts(origin_node integer, local sterna.row_version) returns jsonb
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+  return jsonb_build_object(
+    'hadLocal', coalesce((select (h.applied ->> (local).node_id::text)::bigint > sterna.pg_time((local).at)
+                            from sterna.heartbeat h where h.node_id = origin_node), false),
+    'isAlone', not exists (select from sterna.subscription s where s.provider_node_id <> origin_node or s.provider_node_id is null),
+    'receivedUpTo', (select case when count(*) = count(h.complete_until) then sterna.pg_time(min(h.complete_until))::text end
+                       from sterna.subscription s left join sterna.heartbeat h on h.node_id = s.provider_node_id
+                      where s.provider_node_id is distinct from origin_node));
+end $$;
+
+-- Makes a function by which the careful lane writes a row: it returns null, or the error that the row met. Such a function belongs to
+-- the owner of a table that has code of ordinary roles; see apply_function.
+create function sterna.careful_function(node integer, name text, fresh boolean, owner oid, parameter_types oid[], statement text)
+returns void
+language plpgsql set search_path = pg_catalog, pg_temp set check_function_bodies = off as $$
+declare
+  v_function regprocedure;
+begin
+  for v_function in
+    select p.oid::regprocedure from pg_proc p
+     where p.pronamespace = 'sterna_apply'::regnamespace
+       and (p.proname = careful_function.name or fresh and p.proname ^@ format('c%s_', node))
+  loop
+    execute format('drop function %s', v_function);
+  end loop;
+  execute format('create function sterna_apply.%I(%s) returns text language plpgsql security definer set search_path = pg_catalog, pg_temp as %L',
+    name, (select string_agg(format_type(p.type, null), ', ' order by p.position) from unnest(parameter_types) with ordinality as p(type, position)),
+    format($body$
+#variable_conflict use_column
+declare
+  sterna_state text; sterna_message text; sterna_detail text; sterna_constraint text; sterna_column text;
+begin
+  %s;
+  return null;
+exception when others then
+  get stacked diagnostics sterna_state = returned_sqlstate, sterna_message = message_text, sterna_detail = pg_exception_detail,
+    sterna_constraint = constraint_name, sterna_column = column_name;
+  if sterna_state ~ '^(08|40|53|57P0|58|ST)' or sterna_state = '55P03' then
+    raise;
+  end if;
+  return json_build_object('sqlstate', sterna_state, 'message', sterna_message, 'detail', nullif(sterna_detail, ''),
+                           'constraint', nullif(sterna_constraint, ''), 'column', nullif(sterna_column, ''))::text;
+end $body$, statement));
+  select p.oid::regprocedure into strict v_function from pg_proc p
+   where p.pronamespace = 'sterna_apply'::regnamespace and p.proname = careful_function.name;
+  if owner is not null then
+    execute format('alter function %s owner to %I', v_function, pg_get_userbyid(owner));
+  end if;
+  execute format('revoke all on function %s from public', v_function);
+end $$;
 
 -- The history as users of Spock know it.
 create view sterna.resolutions as
@@ -427,7 +580,8 @@ begin
     select p.oid::regprocedure from pg_catalog.pg_proc p
      where p.pronamespace = 'sterna'::regnamespace
        and p.proname in ('careful_mark', 'careful_clean', 'pg_time', 'time_of', 'node_of_origin', 'version_of_xmin', 'version_of_row',
-                         'version_greater', 'row_texts', 'key_of_texts', 'record_conflict', 'side_facts', 'require_apply_session')
+                         'version_greater', 'row_texts', 'key_of_texts', 'record_conflict', 'side_facts', 'require_apply_session', 'index_equality',
+                         'describe_careful', 'met_tombstone', 'version_json', 'fetch_row', 'base_facts', 'careful_function')
   loop
     execute format('revoke all on function %s from public', v_function);
   end loop;

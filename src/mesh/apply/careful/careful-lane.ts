@@ -1,0 +1,454 @@
+import { assert } from '../../../core/assert.ts'
+import { SternaError } from '../../../core/errors.ts'
+import type { Lsn } from '../../../core/lsn.ts'
+import { pgTimeOf } from '../../../core/pg-time.ts'
+import { quoteIdent } from '../../../core/quote.ts'
+import type { Outcome } from '../../conflict/apply-change.ts'
+import { keysOf, type Change, type Key, type RowChange, type Values } from '../../conflict/change.ts'
+import type { Answer, Decision, FetchAnswer, Question } from '../../conflict/question.ts'
+import { collisionType } from '../../conflict/record.ts'
+import { completeChange, resolveChange, type Resolution } from '../../conflict/resolve.ts'
+import { compareVersions, type RowVersion } from '../../conflict/version.ts'
+import type { Ask } from './ask.ts'
+import type { Care } from './care.ts'
+import { textSql, type CarefulTable, type HeldKey } from './careful-table.ts'
+import { park, type ParkReason } from './exceptions.ts'
+import { LaterRefusal, RowStore, type Refusal } from './row-store.ts'
+import { versionParams, versionSql } from './version-text.ts'
+
+/** What a subscription does with a change that the server refuses. */
+export type OnException = 'park' | 'transdiscard' | 'stop'
+
+/** One change of a table, with the values of the keys that it touches. */
+export interface Incoming {
+  readonly table: CarefulTable
+  readonly change: Change
+  readonly keys: ReadonlyMap<Key, readonly (string | null)[]>
+}
+
+/** How a transaction is applied that was refused before. */
+export interface Attempt {
+  /** Commit LSN at the origin. */
+  readonly lsn: Lsn
+  /** Changes, by number, that are parked at once. */
+  readonly park: ReadonlyMap<number, Refusal>
+  /** The whole transaction is parked for this reason. */
+  readonly discard: Refusal | null
+}
+
+export interface LaneOptions {
+  readonly ask: Ask
+  readonly care: Care
+  readonly originNodeId: number
+  readonly announces: boolean
+  readonly onException: OnException
+  /** The row as its origin has it now. */
+  readonly fetch: (table: CarefulTable, key: Values) => Promise<FetchAnswer['row']>
+}
+
+interface Place {
+  readonly lsn: Lsn
+  readonly version: RowVersion
+}
+
+/** A key taken by a session of the application in between: decided again so often. */
+const MAX_DECISIONS = 5
+const UNIQUE_VIOLATION = '23505'
+
+/**
+ * Applies changes one by one, each decided by `resolveChange` on what is here of its keys, read under their locks. What the
+ * server refuses is parked, or ends the attempt, as the subscription says.
+ */
+export class CarefulLane {
+  readonly #options: LaneOptions
+  readonly #ask: Ask
+  readonly #store: RowStore
+  readonly #locked = new Set<number>()
+  /** Keys that the transaction has written here, with all values as they were sent. */
+  readonly #streamed = new Set<string>()
+  #place: Place | undefined
+  #attempt: Attempt | null = null
+  #changeNumber = 0
+
+  constructor(options: LaneOptions) {
+    this.#options = options
+    this.#ask = options.ask
+    this.#store = new RowStore(options.ask, options.care, options.originNodeId, options.announces)
+  }
+
+  /** A transaction begins. `attempt`: null the first time. */
+  begin(lsn: Lsn, version: RowVersion, attempt: Attempt | null): void {
+    this.#place = { lsn, version }
+    this.#attempt = attempt
+    this.#changeNumber = 0
+    this.#locked.clear()
+    this.#streamed.clear()
+    this.#store.hasCalledOwner = false
+  }
+
+  /** Code of table owners has been called in this transaction. */
+  get hasCalledOwner(): boolean {
+    return this.#store.hasCalledOwner
+  }
+
+  /** After DDL. */
+  forget(): void {
+    this.#store.forget()
+  }
+
+  /** Takes the next change of the transaction. @throws AttemptFailed, EXCEPTION_STOPPED, CareChanged */
+  async take(incoming: Incoming): Promise<void> {
+    const number = ++this.#changeNumber
+    const given = this.#attempt?.park.get(number) ?? null
+    const discard = this.#attempt?.discard ?? null
+    if (discard) return this.#park(incoming, { tag: 'transaction', refusal: discard })
+    const refusal = given ?? (await this.#apply(incoming, number))
+    if (refusal === 'behind') return this.#park(incoming, { tag: 'behind' })
+    if (refusal) await this.#refused(incoming, refusal)
+  }
+
+  /** Applies a change that was parked, without looking at what is parked behind it. @returns why it is refused again */
+  async retry(incoming: Incoming): Promise<Refusal | null> {
+    try {
+      return await this.#resolve(incoming)
+    } catch (error) {
+      return refusalOf(error)
+    }
+  }
+
+  async #refused(incoming: Incoming, refusal: Refusal): Promise<void> {
+    const { onException } = this.#options
+    if (onException === 'park') return this.#park(incoming, { tag: 'failed', refusal })
+    if (onException === 'transdiscard')
+      throw new AttemptFailed({ lsn: this.#place!.lsn, park: new Map(), discard: refusal })
+    throw new SternaError('EXCEPTION_STOPPED', {
+      table: incoming.table.plan.label,
+      operation: incoming.change.tag,
+      reason: refusal.message,
+      sqlstate: refusal.sqlstate,
+    })
+  }
+
+  async #apply(incoming: Incoming, number: number): Promise<Refusal | 'behind' | null> {
+    const { table, change } = incoming
+    await this.#lock(table)
+    if (change.tag === 'truncate') return this.#truncate(table)
+    for (const held of await this.#holdAll(incoming)) if (held.isParkedOfOrigin) return 'behind'
+    try {
+      return await this.#resolve(incoming)
+    } catch (error) {
+      if (error instanceof LaterRefusal) {
+        const park = new Map([...(this.#attempt?.park ?? []), [number, error.refusal] as const])
+        throw new AttemptFailed({ lsn: this.#place!.lsn, park, discard: null })
+      }
+      return refusalOf(error)
+    }
+  }
+
+  async #resolve(incoming: Incoming): Promise<Refusal | null> {
+    const { table, change } = incoming
+    await this.#lock(table)
+    for (let decision = 1; ; decision++) {
+      const driver = new Driver(this.#options, table, change, incoming.keys, (key) =>
+        this.#streamed.has(`${table.name} ${key}`),
+      )
+      const resolution = await driver.drive(resolveChange(change, table.rules))
+      const refusal = await this.#store.write(resolution.writes, {
+        table,
+        stamp: change.version,
+        keyValues: (key) => driver.keyValues(key),
+        collisions: resolution.collisions,
+        valuesOf: (key) => driver.valuesOf(key),
+      })
+      if (refusal?.sqlstate === UNIQUE_VIOLATION && decision < MAX_DECISIONS) continue
+      if (refusal) return refusal
+      await this.#note(driver, resolution, incoming)
+      return null
+    }
+  }
+
+  async #note(driver: Driver, resolution: Resolution, { table, change }: Incoming): Promise<void> {
+    const { outcomes, collisions, fetched, givenUp } = resolution
+    for (const key of keysOf(change) ?? []) {
+      this.#streamed.add(`${table.name} ${key}`)
+      const held = driver.held.get(key)
+      if (held?.staleAside) await this.#store.dropStale(table, key)
+    }
+    if (fetched !== null) this.#streamed.delete(`${table.name} ${fetched}`)
+    if (givenUp !== null) await this.#giveUp(table, givenUp, change.version)
+    for (const outcome of outcomes) await this.#record(driver, outcome, table, change as RowChange)
+    for (const collision of collisions) {
+      const winner = driver.versionOf(collision.inFavourOf) ?? null
+      const loser = driver.versionOf(collision.key) ?? change.version
+      const operation = change.tag === 'insert' ? 'insert' : 'update'
+      await this.#recordConflict(
+        collisionType(operation, [collision]),
+        table,
+        table.keyObject(driver.keyValues(collision.key)),
+        driver.valuesOf(collision.inFavourOf),
+        driver.valuesOf(collision.key),
+        winner,
+        loser,
+        'set_aside',
+      )
+    }
+  }
+
+  async #record(driver: Driver, outcome: Outcome, table: CarefulTable, change: RowChange): Promise<void> {
+    const { conflict, key, met, result } = outcome
+    if (conflict === null) return
+    const isAlways = /_(missing|deleted)$/.test(conflict)
+    if (!isAlways && met?.nodeId === change.version.nodeId) return
+    const local = driver.held.get(key)?.state.row?.values ?? null
+    const remote = 'values' in change ? textsOnly(change.values as Values) : null
+    const resolution =
+      result === 'merged'
+        ? 'merged'
+        : conflict === 'delete_missing'
+          ? 'skip'
+          : result === 'applied'
+            ? 'apply_remote'
+            : 'keep_local'
+    await this.#recordConflict(
+      conflict,
+      table,
+      table.keyObject(driver.keyValues(key)),
+      local,
+      remote,
+      met,
+      change.version,
+      resolution,
+    )
+  }
+
+  async #recordConflict(
+    type: string,
+    table: CarefulTable,
+    key: Values,
+    local: Values | null,
+    remote: Values | null,
+    localVersion: RowVersion | null,
+    remoteVersion: RowVersion,
+    resolution: string,
+  ): Promise<void> {
+    await this.#ask.lookup(
+      `select sterna.record_conflict($1, $2::oid, $3, $4, $5, ${versionSql(6)}, ${versionSql(8)}, $10)`,
+      [
+        type,
+        String(table.plan.oid),
+        JSON.stringify(key),
+        local && JSON.stringify(local),
+        remote && JSON.stringify(remote),
+        ...versionParams(localVersion),
+        ...versionParams(remoteVersion),
+        resolution,
+      ],
+    )
+  }
+
+  async #giveUp(table: CarefulTable, key: Key, version: RowVersion): Promise<void> {
+    await this.#ask.lookup(
+      `insert into sterna.given_up as g (table_oid, key_hash, version) values ($1, $2, ${versionSql(3)})
+       on conflict (table_oid, key_hash) do update set version = excluded.version where sterna.version_greater(excluded.version, g.version)`,
+      [String(table.guardOid), key, ...versionParams(version)],
+    )
+    await this.#options.care.mark(table)
+  }
+
+  async #park(incoming: Incoming, reason: ParkReason): Promise<void> {
+    const { table, change, keys } = incoming
+    await this.#lock(table)
+    const driver = new Driver(this.#options, table, change, keys, () => false)
+    const { change: whole, givenUp } = await driver.drive(completeChange(change))
+    if (givenUp !== null) await this.#giveUp(table, givenUp, change.version)
+    if (whole === null) return
+    const firstKey = keysOf(whole)?.[0]
+    const key = firstKey === undefined ? {} : table.keyObject(driver.keyValues(firstKey))
+    const place = { lsn: this.#place!.lsn, changeNumber: this.#changeNumber }
+    await park(this.#ask, table, whole, key, place, reason)
+    await this.#options.care.mark(table)
+  }
+
+  /** Between sessions that decide about a table, and those that create rows or delete missing ones in the fast lane. */
+  async #lock(table: CarefulTable): Promise<void> {
+    if (this.#locked.has(table.guardOid)) return
+    this.#locked.add(table.guardOid)
+    await this.#ask.lookup('select pg_advisory_xact_lock(sterna.tombstone_lock($1::oid))', [
+      String(table.guardOid),
+    ])
+  }
+
+  async #holdAll({ table, change, keys }: Incoming): Promise<HeldKey[]> {
+    const own = this.#place!.version
+    return Promise.all((keysOf(change) ?? []).map((key) => table.hold(this.#ask, keys.get(key)!, own)))
+  }
+
+  /** Besides what the truncate of the table itself removes: rows aside and rows of another version than their xmin says. */
+  async #truncate(table: CarefulTable): Promise<null> {
+    const { version } = this.#place!
+    const own = versionParams(version)
+    const guard = String(table.guardOid)
+    if (table.plan.runAs === null) {
+      await this.#ask.lookup(
+        `delete from ${table.plan.rows} t using sterna.row_clock r
+          where r.table_oid = $1::oid and r.row_xmin = t.xmin and r.key_hash = ${table.rowHashSql}
+            and not sterna.version_greater(r.version, ${versionSql(2)})`,
+        [guard, ...own],
+      )
+    }
+    await this.#ask.lookup(
+      `delete from sterna.aside a where a.table_oid = $1::oid and not sterna.version_greater(a.version, ${versionSql(2)})`,
+      [guard, ...own],
+    )
+    await this.#ask.lookup(
+      'delete from sterna.exception e where e.table_oid = $1::oid and e.origin_node_id = $2::integer',
+      [guard, String(version.nodeId)],
+    )
+    return null
+  }
+}
+
+/** The transaction must be applied again, in this way. */
+export class AttemptFailed extends Error {
+  override name = 'AttemptFailed'
+  readonly attempt: Attempt
+  constructor(attempt: Attempt) {
+    super('the transaction is applied again')
+    this.attempt = attempt
+  }
+}
+
+/** Answers what one decision asks, out of SQL. */
+class Driver {
+  readonly held = new Map<Key, HeldKey>()
+  readonly #options: LaneOptions
+  readonly #table: CarefulTable
+  readonly #change: Change
+  readonly #keys: Map<Key, readonly (string | null)[]>
+  readonly #isOfThisTransaction: (key: Key) => boolean
+  readonly #rows = new Map<Key, { readonly values: Values; readonly version: RowVersion | null }>()
+
+  constructor(
+    options: LaneOptions,
+    table: CarefulTable,
+    change: Change,
+    keys: Incoming['keys'],
+    isOfThisTransaction: (key: Key) => boolean,
+  ) {
+    this.#options = options
+    this.#table = table
+    this.#change = change
+    this.#keys = new Map(keys)
+    this.#isOfThisTransaction = isOfThisTransaction
+  }
+
+  async drive<T>(decision: Decision<T>): Promise<T> {
+    let step = decision.next()
+    while (!step.done) step = decision.next(await this.#answer(step.value))
+    return step.value
+  }
+
+  keyValues(key: Key): readonly (string | null)[] {
+    const values = this.#keys.get(key)
+    assert(values, 'the values of every key that is written are known')
+    return values
+  }
+
+  /** The row under a key: as it arrives, else as it is here. */
+  valuesOf(key: Key): Values | null {
+    if (this.#isArriving(key)) return textsOnly((this.#change as { values: Values }).values)
+    return this.#rows.get(key)?.values ?? null
+  }
+
+  versionOf(key: Key): RowVersion | null {
+    return this.#isArriving(key) ? this.#change.version : (this.#rows.get(key)?.version ?? null)
+  }
+
+  #isArriving(key: Key): boolean {
+    const change = this.#change
+    return (change.tag === 'insert' || change.tag === 'update') && change.key === key
+  }
+
+  async #answer(question: Question): Promise<Answer> {
+    const { ask } = this.#options
+    const own = this.#change.version
+    switch (question.ask) {
+      case 'key': {
+        const held = await this.#table.hold(ask, this.keyValues(question.key), own)
+        this.held.set(question.key, held)
+        if (held.state.row) this.#rows.set(question.key, held.state.row)
+        return { is: 'key', state: held.state, truncated: held.truncated }
+      }
+      case 'colliding': {
+        const rows = await this.#table.colliding(ask, question.key, question.values, own)
+        for (const row of rows) {
+          this.#rows.set(row.key, row)
+          if (!this.#keys.has(row.key)) this.#keys.set(row.key, this.#table.keyValues(row.values))
+        }
+        return { is: 'rows', rows }
+      }
+      case 'base':
+        return this.#baseFacts(question)
+      case 'fetch':
+        return {
+          is: 'fetch',
+          row: await this.#options.fetch(this.#table, this.#table.keyObject(this.keyValues(question.key))),
+        }
+      case 'merge':
+        return { is: 'merge', values: await this.#merge(question.local, question.arriving) }
+      case 'not newer':
+        throw new Error('truncates are carried out set by set')
+    }
+  }
+
+  async #baseFacts({ key, local }: Question & { ask: 'base' }): Promise<Answer> {
+    const held = this.held.get(key)
+    const [row] = await this.#options.ask.lookup(
+      `select sterna.base_facts($1::integer, ${versionSql(2)})::text`,
+      [String(this.#options.originNodeId), ...versionParams(local)],
+    )
+    const facts = JSON.parse(row![0]!) as {
+      hadLocal: boolean
+      isAlone: boolean
+      receivedUpTo: string | null
+    }
+    const isGivenUp = held?.givenUp != null && compareVersions(held.givenUp, local) > 0
+    return {
+      is: 'base',
+      hadLocal: facts.hadLocal,
+      receivedUpTo: facts.isAlone
+        ? null
+        : pgTimeOf(facts.receivedUpTo === null ? -(1n << 62n) : BigInt(facts.receivedUpTo)),
+      isIncomplete: isGivenUp || (held?.isParked ?? false),
+      isOfThisTransaction: this.#isOfThisTransaction(key),
+    }
+  }
+
+  async #merge(local: Values, arriving: Values): Promise<Values> {
+    const { plan, merge } = this.#table
+    const names = plan.columns.map(({ name }) => name)
+    const types = plan.columns.map(({ parameterOid }) => parameterOid)
+    const record = (first: number): string =>
+      `row(${names.map((_, i) => `$${first + i}`).join(', ')})::${plan.target}`
+    const valuesOf = (values: Values): (string | null)[] => names.map((name) => values[name] ?? null)
+    const texts = plan.columns.map(({ name, typeOid }) => textSql(`t.${quoteIdent(name)}`, typeOid))
+    const [row] = await this.#options.ask.lookup(
+      `select ${texts.join(', ')} from (select (${merge}(${record(1)}, ${record(names.length + 1)})).*) t`,
+      [...valuesOf(local), ...valuesOf({ ...local, ...arriving })],
+      [...types, ...types],
+    )
+    return Object.fromEntries(names.map((name, i) => [name, row![i] ?? null]))
+  }
+}
+
+function refusalOf(error: unknown): Refusal {
+  if (!(error instanceof SternaError) || error.code !== 'INVALID_VALUE') throw error
+  return { sqlstate: '22003', message: error.message, detail: null, constraint: null }
+}
+
+/** Without values that were not sent. */
+function textsOnly(values: Readonly<Record<string, unknown>>): Values {
+  return Object.fromEntries(
+    Object.entries(values).filter((entry): entry is [string, string | null] => typeof entry[1] !== 'symbol'),
+  )
+}
