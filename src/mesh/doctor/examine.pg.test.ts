@@ -66,6 +66,9 @@ describe('servers that are in order', () => {
 create table child (id serial primary key, parent int references parent);
 insert into child (id) select 5;
 create table nokey (a int not null, unique (a));
+create table picky (id int primary key, a int, exclude using btree (a with =));
+create unique index on picky (a) where a > 0;
+create unique index on picky (abs(a));
 create table "order" ("user" serial primary key);
 insert into "order" values (7);
 create table late (id int, primary key (id) deferrable);
@@ -83,6 +86,7 @@ select setval('small_id_seq', 30000)`,
       'warn table_without_key n2 public.nokey',
       'warn replica_identity_nothing n2 public.nothing',
       'warn unlogged_table n2 public.quick',
+      'warn exclusive_constraint n2 -',
       'warn sequence_behind n2 public.child_id_seq',
       'warn sequence_behind n2 public.order_user_seq',
       'warn sequence_near_end n2 public.small_id_seq',
@@ -90,8 +94,16 @@ select setval('small_id_seq', 30000)`,
       'info secondary_unique n2 -',
       'info foreign_keys n2 -',
     ])
+    const [exclusive] = findings.filter(({ check }) => check === 'exclusive_constraint')
+    expect(exclusive).toMatchObject({
+      what: expect.stringMatching(/^1 table with unique indexes over some rows .*\(public\.picky\)/),
+    })
+    expect(findings.find(({ check }) => check === 'secondary_unique')?.what).toMatch(
+      /^1 table .*\(public\.parent\)/,
+    )
+    await exec(dsn, 'drop table picky')
     // Each fix is a command that works, and after it the finding is gone.
-    const fixes = findings.filter(({ severity }) => severity === 'warn').map(({ fix }) => fix!)
+    const fixes = findings.flatMap(({ severity, fix }) => (severity === 'warn' && fix ? [fix] : []))
     for (const fix of fixes.filter((each) => !each.includes('not deferrable'))) await exec(dsn, fix)
     await exec(dsn, 'alter table late drop constraint late_pkey, add primary key (id)')
     const after = await examineServers([nodes[1]!])

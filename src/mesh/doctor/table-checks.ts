@@ -18,7 +18,10 @@ export interface TableFacts {
   readonly deferrable: readonly string[]
   /** A unique index over columns that are all not null: it could serve as the key. */
   readonly keyCandidate: string | null
+  /** Unique indexes besides the key, over plain columns of all rows. */
   readonly secondaryUnique: readonly string[]
+  /** Unique indexes over some rows or over expressions, deferrable unique constraints, and exclusion constraints. */
+  readonly otherExclusive: readonly string[]
   readonly foreignKeys: number
 }
 
@@ -34,6 +37,7 @@ export async function readTableFacts(conn: PgConnection): Promise<TableFacts[]> 
     deferrable: string[]
     key_candidate: string | null
     secondary_unique: string[]
+    other_exclusive: string[]
     foreign_keys: number
   }>(TABLES_SQL)
   return rows.map((row) => ({
@@ -46,11 +50,18 @@ export async function readTableFacts(conn: PgConnection): Promise<TableFacts[]> 
     deferrable: row.deferrable,
     keyCandidate: row.key_candidate,
     secondaryUnique: row.secondary_unique,
+    otherExclusive: row.other_exclusive,
     foreignKeys: row.foreign_keys,
   }))
 }
 
 const TABLES_SQL = `
+  with exclusive as (
+    select i.indexrelid, i.indrelid,
+      i.indisunique and i.indimmediate and i.indpred is null and i.indexprs is null as is_plain
+    from pg_catalog.pg_index i join pg_catalog.pg_class t on t.oid = i.indrelid
+    where (i.indisunique or i.indisexclusion) and not i.indisprimary
+      and not (t.relreplident = 'i' and i.indisreplident))
   select quote_ident(n.nspname) || '.' || quote_ident(c.relname) as table_name,
     c.relpersistence = 'u' as unlogged,
     c.relkind = 'r' and pg_catalog.pg_relation_size(c.oid) = 0 as empty,
@@ -70,10 +81,12 @@ const TABLES_SQL = `
        and not exists (select from pg_catalog.pg_attribute a
                        where a.attrelid = c.oid and a.attnum = any(i.indkey::int2[]) and not a.attnotnull)
     ) as key_candidate,
-    (select coalesce(pg_catalog.array_agg(x.relname::text order by x.relname), '{}')
-     from pg_catalog.pg_index i join pg_catalog.pg_class x on x.oid = i.indexrelid
-     where i.indrelid = c.oid and i.indisunique and not i.indisprimary
-       and not (c.relreplident = 'i' and i.indisreplident)) as secondary_unique,
+    (select coalesce(pg_catalog.array_agg(x.relname::text order by x.relname) filter (where i.is_plain), '{}')
+     from exclusive i join pg_catalog.pg_class x on x.oid = i.indexrelid
+     where i.indrelid = c.oid) as secondary_unique,
+    (select coalesce(pg_catalog.array_agg(x.relname::text order by x.relname) filter (where not i.is_plain), '{}')
+     from exclusive i join pg_catalog.pg_class x on x.oid = i.indexrelid
+     where i.indrelid = c.oid) as other_exclusive,
     (select count(*)::int from pg_catalog.pg_constraint k
      where k.conrelid = c.oid and k.contype = 'f') as foreign_keys
   from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
@@ -87,26 +100,35 @@ const TABLES_SQL = `
 /** What is to be said about the tables of one server. */
 export function checkTables(server: string, tables: readonly TableFacts[]): Finding[] {
   const findings = tables.flatMap((table) => checkTable(server, table))
-  const unique = tables.filter((table) => table.secondaryUnique.length > 0).map((table) => table.table)
-  if (unique.length > 0)
-    findings.push({
-      severity: 'info',
-      check: 'secondary_unique',
-      server,
-      object: null,
-      what: `${count(unique.length, 'table')} with further unique keys (${listed(unique)}): two nodes can write the same value under different keys`,
-      fix: null,
-    })
-  const referring = tables.filter((table) => table.foreignKeys > 0).map((table) => table.table)
-  if (referring.length > 0)
-    findings.push({
-      severity: 'info',
-      check: 'foreign_keys',
-      server,
-      object: null,
-      what: `${count(referring.length, 'table')} with foreign keys (${listed(referring)}): what arrives from other nodes is not checked against them`,
-      fix: null,
-    })
+  const about = (
+    severity: Severity,
+    check: string,
+    which: (table: TableFacts) => boolean,
+    what: string,
+  ): void => {
+    const names = tables.filter(which).map((table) => table.table)
+    if (names.length === 0) return
+    const tableList = `${count(names.length, 'table')} with ${what.replace('@', listed(names))}`
+    findings.push({ severity, check, server, object: null, what: tableList, fix: null })
+  }
+  about(
+    'warn',
+    'exclusive_constraint',
+    (table) => table.hasKey && table.otherExclusive.length > 0,
+    'unique indexes over some rows or over expressions, or exclusion constraints (@): where writes of two nodes collide in them, a change cannot be applied and waits among the exceptions',
+  )
+  about(
+    'info',
+    'secondary_unique',
+    (table) => table.hasKey && table.secondaryUnique.length > 0,
+    'further unique keys (@): when two nodes write the same value under different keys, the older row is set aside and queued for review',
+  )
+  about(
+    'info',
+    'foreign_keys',
+    (table) => table.foreignKeys > 0,
+    'foreign keys (@): what arrives from other nodes is not checked against them, so a row can lose what it refers to',
+  )
   return findings
 }
 
