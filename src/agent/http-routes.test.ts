@@ -133,6 +133,8 @@ test('/status: snake_case, LSNs as text, times in ISO 8601', async () => {
         retry_at: '1970-01-01T00:00:02.000Z',
       },
     ],
+    open_reviews: 3,
+    rows_aside: 2,
     alarms: [],
   })
 })

@@ -1,14 +1,17 @@
 import { collectDefaultMetrics, Counter, Gauge, Registry } from 'prom-client'
 
+import type { ConflictType } from '../mesh/conflict/rules.ts'
 import type { NodeReport, SubscriptionReport } from '../mesh/report.ts'
 import { notReadyReasons } from './readiness.ts'
 
-/** PostgreSQL 18's conflict types. Others count as `other`, so that the label stays bounded. */
-const CONFLICT_TYPES: ReadonlySet<string> = new Set([
+/** All types of conflicts there are. Others count as `other`, so that the label stays bounded. */
+const CONFLICT_TYPES: ReadonlySet<string> = new Set<ConflictType>([
   'insert_exists',
+  'insert_deleted',
   'update_origin_differs',
   'update_exists',
   'update_missing',
+  'update_deleted',
   'delete_origin_differs',
   'delete_missing',
   'multiple_unique_conflicts',
@@ -56,7 +59,14 @@ export function createMetrics(node: string): Metrics {
   const retained = gauge('sterna_mesh_slot_retained_bytes', 'WAL that the slot holds at the provider.', [
     'subscription',
   ])
-  const exceptions = gauge('sterna_mesh_exceptions', 'Changes that could not be applied.', ['subscription'])
+  const exceptions = gauge('sterna_mesh_exceptions', 'Changes that could not be applied and wait.', [
+    'subscription',
+  ])
+  const openReviews = gauge('sterna_mesh_open_reviews', 'Conflicts that wait for a person to look at them.')
+  const rowsAside = gauge(
+    'sterna_mesh_rows_aside',
+    'Rows that stand back for a newer one with a unique value of theirs.',
+  )
   const transactions = counter('sterna_mesh_transactions_total', 'Remote transactions applied.', [
     'subscription',
   ])
@@ -92,6 +102,8 @@ export function createMetrics(node: string): Metrics {
         lagSeconds,
         retained,
         exceptions,
+        openReviews,
+        rowsAside,
       ]
       for (const metric of [...ours, transactions, changes, conflicts]) metric.reset()
       info.set({ version: report.sternaVersion, server_version: report.serverVersion ?? '' }, 1)
@@ -102,6 +114,10 @@ export function createMetrics(node: string): Metrics {
       for (const severity of ['warning', 'critical'] as const) {
         alarms.set({ severity }, report.alarms.filter((it) => it.severity === severity).length)
       }
+      if (report.openReviews === null) openReviews.remove()
+      else openReviews.set(report.openReviews)
+      if (report.rowsAside === null) rowsAside.remove()
+      else rowsAside.set(report.rowsAside)
       for (const subscription of report.subscriptions) setSubscription(subscription)
       return registry.metrics()
     },

@@ -15,6 +15,8 @@ export interface StatusJson {
   readonly clock_offset_ms: number | null
   readonly last_error: ErrorJson | null
   readonly subscriptions: readonly SubscriptionJson[]
+  readonly open_reviews: number | null
+  readonly rows_aside: number | null
   readonly alarms: readonly Alarm[]
 }
 
@@ -62,6 +64,8 @@ export function statusJson(report: NodeReport): StatusJson {
     clock_offset_ms: report.clockOffsetMs,
     last_error: errorJson(report.lastError),
     subscriptions: report.subscriptions.map(subscriptionJson),
+    open_reviews: report.openReviews,
+    rows_aside: report.rowsAside,
     alarms: report.alarms.map(({ name, subject, message, action, severity }) => ({
       name,
       subject,

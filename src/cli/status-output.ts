@@ -50,6 +50,8 @@ function nodeTable(nodes: readonly NodeStatus[], paint: Paint): string[] {
       { title: 'PostgreSQL' },
       { title: 'agent' },
       { title: 'clock', align: 'right' },
+      { title: 'to review', align: 'right' },
+      { title: 'aside', align: 'right' },
     ],
     nodes.map((node) => [
       node.name,
@@ -59,6 +61,8 @@ function nodeTable(nodes: readonly NodeStatus[], paint: Paint): string[] {
       node.error ? paint('red', problemOf(node, node.error)) : printable(shortVersion(node.serverVersion)),
       agentCell(node, paint),
       node.clock === null ? '-' : formatOffset(node.clock.offsetMs),
+      String(node.queues?.openReviews ?? '-'),
+      String(node.queues?.rowsAside ?? '-'),
     ]),
     paint,
   )
@@ -200,6 +204,8 @@ export function statusDocument({ name, at, nodes, alarms, ok }: ClusterStatus): 
         exceptions: subscription.exceptions,
         last_error: subscription.lastError,
       })),
+      open_reviews: node.queues && node.queues.openReviews,
+      rows_aside: node.queues && node.queues.rowsAside,
       slots: node.slots.map((slot) => ({
         slot_name: slot.name,
         active: slot.active,

@@ -19,6 +19,7 @@ function facts(
     providerName: 'n2',
     slotName: 'slot',
     retainedWalBytes: 0,
+    exceptions: 0,
     lastError: null,
     ...subscription,
   }
@@ -29,6 +30,7 @@ function facts(
     maxClockSkewMs: 500,
     slotWalWarningBytes: GB,
     subscriptions: [{ report: report as SubscriptionReport, clockAheadMs, walStatus }],
+    openReviews: 0,
     ...change,
   }
 }
@@ -83,4 +85,14 @@ test.each<[number, string | null, string[]]>([
 
 test('a lost slot does not say that it will catch up', () => {
   expect(alarmsOf(facts({}, { walStatus: 'lost' }))[0]!.action).toContain('create it again')
+})
+
+test('what waits for a person', () => {
+  expect(briefly(facts({ exceptions: 2 }, { openReviews: 3 }))).toEqual([
+    'warning reviews of n1',
+    'warning exceptions of from_n2',
+  ])
+  const [reviews, exceptions] = alarmsOf(facts({ exceptions: 2 }, { openReviews: 3 }))
+  expect(reviews).toMatchObject({ message: '3 conflicts wait for somebody to look at them' })
+  expect(exceptions!.message).toBe('2 changes of n2 could not be applied on n1: the rows differ there')
 })

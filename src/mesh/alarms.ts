@@ -15,6 +15,7 @@ export interface AlarmFacts {
     readonly clockAheadMs: number
     readonly walStatus: string | null
   }[]
+  readonly openReviews: number
 }
 
 /** The conditions that somebody must act on, as an agent sees them. */
@@ -29,6 +30,7 @@ export function alarmsOf(facts: AlarmFacts): Alarm[] {
       severity: 'critical',
     })
   }
+  if (facts.openReviews > 0) alarms.push(reviewAlarm(facts.node, facts.openReviews))
   for (const { report, clockAheadMs, walStatus } of facts.subscriptions) {
     if (report.status === 'down' && report.lastError) {
       alarms.push({
@@ -48,6 +50,8 @@ export function alarmsOf(facts: AlarmFacts): Alarm[] {
         severity: 'warning',
       })
     }
+    if (report.exceptions > 0)
+      alarms.push(exceptionAlarm(facts.node, report.name, report.providerName, report.exceptions))
     const retained = report.retainedWalBytes ?? 0
     if (walStatus === 'lost') {
       alarms.push({
@@ -71,4 +75,27 @@ export function alarmsOf(facts: AlarmFacts): Alarm[] {
     }
   }
   return alarms
+}
+
+/** Changes that could not be applied and wait. */
+export function exceptionAlarm(node: string, subject: string, provider: string | null, count: number): Alarm {
+  const changes = count === 1 ? '1 change' : `${count} changes`
+  return {
+    name: 'exceptions',
+    subject,
+    message: `${changes} of ${provider ?? 'the provider'} could not be applied on ${node}: the rows differ there`,
+    action: `sterna exceptions list --on ${node} shows them with their reasons. Remove the cause; then: sterna exceptions retry --on ${node}`,
+    severity: 'warning',
+  }
+}
+
+/** Conflicts that wait for a person. */
+export function reviewAlarm(node: string, count: number): Alarm {
+  return {
+    name: 'reviews',
+    subject: node,
+    message: `${count === 1 ? '1 conflict waits' : `${count} conflicts wait`} for somebody to look at ${count === 1 ? 'it' : 'them'}`,
+    action: `sterna conflicts list --on ${node} shows what; settle each with: sterna conflicts resolve`,
+    severity: 'warning',
+  }
 }

@@ -1,5 +1,5 @@
 import { messageOf, SternaError } from '../core/errors.ts'
-import { pgTimeOf, unixMsOf } from '../core/pg-time.ts'
+import { formatPgTime, pgTimeOf, unixMsOf, type PgTime } from '../core/pg-time.ts'
 import { PgConnection } from '../postgres/connection.ts'
 import { addressOf, type ConnectTarget } from '../postgres/dsn.ts'
 import { sqlstateOf } from '../postgres/server-error.ts'
@@ -7,6 +7,7 @@ import { alarmsOf } from './alarms.ts'
 import { LocalClock } from './apply/local-clock.ts'
 import type { LocalWal } from './apply/confirmed-position.ts'
 import { Backoff, pause } from './backoff.ts'
+import { ConflictHousekeeping, readConflictQueues, type ConflictQueues } from './conflict-housekeeping.ts'
 import {
   lsnAsNumber,
   lsnFromNumeric,
@@ -65,9 +66,14 @@ export class MeshService {
   #lastKnown: readonly SubscriptionReport[] = []
   #cleaning = false
   readonly #origins = new KeyedLock()
+  readonly #housekeeping: ConflictHousekeeping
+  #queues: ConflictQueues | null = null
+  /** Whether a heartbeat has said that we do not know what an agent before us had applied. */
+  #beaten = false
 
   constructor(options: MeshServiceOptions) {
     this.#options = options
+    this.#housekeeping = new ConflictHousekeeping(options.log)
   }
 
   /**
@@ -106,14 +112,15 @@ export class MeshService {
       startedAtMs: this.#startedAtMs,
       subscriptions: this.#subscriptions(),
       alarms: this.#alarms(),
+      openReviews: this.#queues?.openReviews ?? null,
+      rowsAside: this.#queues?.rowsAside ?? null,
       lastError: this.#lastError,
     }
   }
 
   /** While the own server is away nothing is applied: the last that was known, as down. */
   #subscriptions(): SubscriptionReport[] {
-    if (this.#lastKnown.length === 0)
-      return [...this.#running.values()].map(({ subscription }) => subscription.report())
+    if (this.#lastKnown.length === 0) return [...this.#running.values()].map((it) => this.#reportOf(it))
     return this.#lastKnown.map((report) =>
       report.status === 'disabled'
         ? report
@@ -121,11 +128,16 @@ export class MeshService {
     )
   }
 
+  #reportOf({ subscription }: Running): SubscriptionReport {
+    const report = subscription.report()
+    return { ...report, exceptions: this.#queues?.exceptions.get(report.name) ?? 0 }
+  }
+
   #alarms(): Alarm[] {
-    const facts = [...this.#running.values()].map(({ subscription }) => ({
-      report: subscription.report(),
-      clockAheadMs: subscription.clockAheadMs,
-      walStatus: subscription.walStatus,
+    const facts = [...this.#running.values()].map((running) => ({
+      report: this.#reportOf(running),
+      clockAheadMs: running.subscription.clockAheadMs,
+      walStatus: running.subscription.walStatus,
     }))
     return alarmsOf({
       node: this.#options.node,
@@ -134,6 +146,7 @@ export class MeshService {
       maxClockSkewMs: this.#options.maxClockSkewMs,
       slotWalWarningBytes: this.#options.slotWalWarningBytes,
       subscriptions: facts,
+      openReviews: this.#queues?.openReviews ?? 0,
     })
   }
 
@@ -176,10 +189,11 @@ export class MeshService {
           this.#lastKnown = []
         }
         await this.#beat(control, around.clock)
+        await this.#housekeeping.work(control)
         if (Date.now() - cleanedAtMs > CLEANUP_INTERVAL_MS) {
           cleanedAtMs = Date.now()
           this.#cleanUp(control, local, both)
-          await control.query('select sterna.tombstone_clean(), sterna.sequences_realign()')
+          await control.query('select sterna.sequences_realign()')
         }
         const woken = new Promise<void>((resolve) => {
           wake = resolve
@@ -258,17 +272,34 @@ export class MeshService {
     }
   }
 
-  async #measureClock(clock: LocalClock): Promise<void> {
+  async #measureClock(clock: LocalClock): Promise<PgTime> {
     const beforeMs = Date.now()
-    const serverMs = unixMsOf(await clock.refresh())
-    this.#clockOffsetMs = serverMs - (beforeMs + Date.now()) / 2
+    const time = await clock.refresh()
+    this.#clockOffsetMs = unixMsOf(time) - (beforeMs + Date.now()) / 2
+    return time
   }
 
   /** The heartbeat, and the state for status, in the node's own database. */
   async #beat(control: PgConnection, clock: LocalClock): Promise<void> {
-    await this.#measureClock(clock)
-    await control.query('select sterna.heartbeat_write($1)', [this.#options.sternaVersion])
+    // In this order: what was applied by that time has been given to the server before.
+    const seenAt = formatPgTime(await this.#measureClock(clock))
+    const seen = this.#beaten ? this.#seen() : null
+    await control.query('select sterna.heartbeat_write($1, $2, $3)', [
+      this.#options.sternaVersion,
+      seen,
+      seenAt,
+    ])
+    this.#beaten = true
+    this.#queues = await readConflictQueues(control)
     await writeState(control, this.report(), this.#options.httpAddress)
+  }
+
+  /** Of each provider, up to where changes may have been applied, as JSON. */
+  #seen(): string {
+    const entries = [...this.#running.values()].flatMap(({ subscription: { seen } }) =>
+      seen ? [[String(seen.nodeId), seen.upTo === null ? null : String(seen.upTo)] as const] : [],
+    )
+    return JSON.stringify(Object.fromEntries(entries))
   }
 
   /** Makes what runs equal to what is defined. */

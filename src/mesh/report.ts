@@ -32,8 +32,9 @@ export interface SubscriptionReport {
   readonly retainedWalBytes: number | null
   readonly transactions: number
   readonly changes: number
-  /** Changes that lost against a newer local row, by PostgreSQL's conflict type. */
+  /** Met since the agent started, by PostgreSQL's conflict type. */
   readonly conflicts: Readonly<Record<string, number>>
+  /** Changes of the provider that could not be applied and wait. */
   readonly exceptions: number
   readonly lastError: ReportedError | null
   /** Milliseconds since the Unix epoch of the next attempt. */
@@ -63,6 +64,10 @@ export interface NodeReport {
   readonly connected: boolean
   readonly startedAtMs: number
   readonly subscriptions: readonly SubscriptionReport[]
+  /** Conflicts that wait for a person to look at them; null: not known yet. */
+  readonly openReviews: number | null
+  /** Rows that stand back for a newer one with a unique value of theirs; null: not known yet. */
+  readonly rowsAside: number | null
   readonly alarms: readonly Alarm[]
   readonly lastError: ReportedError | null
 }

@@ -33,6 +33,8 @@ export function nodeReport(changes: Partial<NodeReport> = {}): NodeReport {
     connected: true,
     startedAtMs: Date.UTC(2026, 10, 21, 3),
     subscriptions: [subscriptionReport()],
+    openReviews: 3,
+    rowsAside: 2,
     alarms: [],
     lastError: null,
     ...changes,

@@ -21,6 +21,7 @@ function node(name: string, over: Partial<NodeStatus> = {}): NodeStatus {
     sequences: [],
     tables: [],
     cleanups: [],
+    queues: { openReviews: 0, rowsAside: 0 },
     ...over,
   }
 }
@@ -90,6 +91,17 @@ describe('agents and subscriptions', () => {
       'critical subscription_down n2 b',
       'warning subscription_disabled n2 d',
       'warning exceptions n2 e',
+    ])
+  })
+
+  it('what waits for a person, with the command that shows it', () => {
+    const subscriptions = [subscription({ exceptions: 1 }), subscription({ name: 'b', exceptions: 2 })]
+    const queues = { openReviews: 1, rowsAside: 4 }
+    const found = clusterAlarms([node('n2', { subscriptions, queues }), node('n3', { queues: null })])
+    expect(found.map(({ message, action }) => `${message} -> ${action.split(' shows')[0]}`)).toEqual([
+      '1 change of n1 could not be applied on n2: the rows differ there -> sterna exceptions list --on n2',
+      '2 changes of n1 could not be applied on n2: the rows differ there -> sterna exceptions list --on n2',
+      '1 conflict waits for somebody to look at it -> sterna conflicts list --on n2',
     ])
   })
 

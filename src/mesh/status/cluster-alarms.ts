@@ -1,4 +1,5 @@
 import { ServerError } from '../../postgres/server-error.ts'
+import { exceptionAlarm, reviewAlarm } from '../alarms.ts'
 import { checkClocks } from '../doctor/clock.ts'
 import { listed } from '../doctor/server-checks.ts'
 import type { Alarm } from '../report.ts'
@@ -38,6 +39,7 @@ function nodeAlarms(node: NodeStatus): Alarm[] {
   return [
     ...agentAlarms(node),
     ...node.subscriptions.flatMap((subscription) => subscriptionAlarms(node, subscription)),
+    ...((node.queues?.openReviews ?? 0) > 0 ? [reviewAlarm(node.name, node.queues!.openReviews)] : []),
     ...sequenceAlarms(node),
     ...tableAlarms(node),
     ...cleanupAlarms(node),
@@ -80,14 +82,7 @@ function subscriptionAlarms(node: NodeStatus, subscription: SubscriptionRow): Al
       action: lastError?.hint ?? `See the log of the agent of ${node.name}.`,
       severity: 'critical',
     })
-  if (exceptions > 0)
-    alarms.push({
-      name: 'exceptions',
-      subject,
-      message: `${exceptions} changes could not be applied`,
-      action: `See the log of the agent of ${node.name} for each with its reason.`,
-      severity: 'warning',
-    })
+  if (exceptions > 0) alarms.push(exceptionAlarm(node.name, subject, provider, exceptions))
   return alarms
 }
 

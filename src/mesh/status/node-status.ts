@@ -20,6 +20,8 @@ export interface NodeStatus {
   readonly sequences: readonly SequenceStatus[]
   readonly tables: readonly TableStatus[]
   readonly cleanups: readonly CleanupStatus[]
+  /** Null: not known, or the role may not read it. */
+  readonly queues: QueueStatus | null
 }
 
 /** What the agent last wrote about itself. */
@@ -53,6 +55,14 @@ export interface SubscriptionRow {
     readonly message: string
     readonly hint: string | null
   } | null
+}
+
+/** What waits on a node because of conflicts. */
+export interface QueueStatus {
+  /** Conflicts for a person to look at. */
+  readonly openReviews: number
+  /** Rows that stand back for a newer one with a unique value of theirs. */
+  readonly rowsAside: number
 }
 
 /** A logical slot in the node's database: somebody follows this node, or did. */

@@ -8,6 +8,7 @@ import type {
   AgentStatus,
   CleanupStatus,
   NodeStatus,
+  QueueStatus,
   SequenceStatus,
   SlotStatus,
   SubscriptionRow,
@@ -53,6 +54,7 @@ const UNKNOWN = {
   sequences: [],
   tables: [],
   cleanups: [],
+  queues: null,
 } as const
 
 async function readConnected(node: MeshNode, address: string, conn: PgConnection): Promise<NodeStatus> {
@@ -60,12 +62,13 @@ async function readConnected(node: MeshNode, address: string, conn: PgConnection
   const local = await readLocal(conn)
   const clock = await measureClock(conn, node.name)
   const agent = await readAgent(conn, local)
-  const [subscriptions, slots, sequences, tables, cleanups] = await Promise.all([
+  const [subscriptions, slots, sequences, tables, cleanups, queues] = await Promise.all([
     readSubscriptions(conn),
     readSlots(conn),
     readSequences(conn),
     readTables(conn),
     local.sees_all ? readCleanups(conn) : [],
+    local.sees_queues ? readQueues(conn) : null,
   ])
   return {
     name: node.name,
@@ -81,6 +84,7 @@ async function readConnected(node: MeshNode, address: string, conn: PgConnection
     sequences,
     tables,
     cleanups,
+    queues,
   }
 }
 
@@ -90,6 +94,7 @@ interface LocalRow {
   readonly sterna_version: string | null
   readonly heartbeat_age_seconds: number | null
   readonly sees_all: boolean
+  readonly sees_queues: boolean
 }
 
 async function readLocal(conn: PgConnection): Promise<LocalRow> {
@@ -101,7 +106,10 @@ async function readLocal(conn: PgConnection): Promise<LocalRow> {
         `select node_id, location, sterna_version,
            extract(epoch from pg_catalog.clock_timestamp() - heartbeat_at)::float8 as heartbeat_age_seconds,
            pg_catalog.has_table_privilege('sterna.agent_state', 'SELECT')
-             and pg_catalog.has_table_privilege('sterna.slot_cleanup', 'SELECT') as sees_all
+             and pg_catalog.has_table_privilege('sterna.slot_cleanup', 'SELECT') as sees_all,
+           pg_catalog.to_regclass('sterna.review') is not null
+             and coalesce(pg_catalog.has_table_privilege(pg_catalog.to_regclass('sterna.review'), 'SELECT')
+                          and pg_catalog.has_table_privilege(pg_catalog.to_regclass('sterna.aside'), 'SELECT'), false) as sees_queues
          from sterna.nodes where is_local`,
       )
     : undefined
@@ -246,4 +254,12 @@ async function readCleanups(conn: PgConnection): Promise<CleanupStatus[]> {
     waitingSeconds: row.waiting_seconds,
     lastError: row.last_error,
   }))
+}
+
+async function readQueues(conn: PgConnection): Promise<QueueStatus> {
+  const row = await conn.row<QueueStatus>(
+    `select (select count(*)::float8 from sterna.review where closed_at is null) as "openReviews",
+            (select count(*)::float8 from sterna.aside) as "rowsAside"`,
+  )
+  return row!
 }
