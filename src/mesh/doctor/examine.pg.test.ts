@@ -94,7 +94,7 @@ select setval('small_id_seq', 30000)`,
       'info secondary_unique n2 -',
       'info foreign_keys n2 -',
     ])
-    const [exclusive] = findings.filter(({ check }) => check === 'exclusive_constraint')
+    const exclusive = findings.find(({ check }) => check === 'exclusive_constraint')
     expect(exclusive).toMatchObject({
       what: expect.stringMatching(/^1 table with unique indexes over some rows .*\(public\.picky\)/),
     })

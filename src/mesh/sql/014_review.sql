@@ -97,8 +97,6 @@ begin
    where r.table_oid = v_table and r.closed_at is null and r.reason = new.reason
      and (r.key = new.key or r.key_hash = v_hash)
      and greatest((r.local_version).at, (r.remote_version).at, '-infinity') <= new.up_to;
-  -- Kept for entries that open late. Not replicated: what was inserted stands in the WAL all the same.
-  delete from sterna.review_closure c where c.closed_at < new.closed_at - interval '30 days';
   return null;
 end $$;
 create trigger settles after insert on sterna.review_closure for each row execute function sterna.on_review_closure();
@@ -376,7 +374,8 @@ begin
   select v.table_oid, v.reason, v.key, v.key_hash, v.local_version, v.remote_version, c.relname, n.nspname
     into r from sterna.review v
     left join pg_class c on c.oid = v.table_oid left join pg_namespace n on n.oid = c.relnamespace
-   where v.id = review_close.id and v.closed_at is null for update of v;
+   -- Or closed in this transaction: by triggers, when its cause went with what was written.
+   where v.id = review_close.id and (v.closed_at is null or v.closed_at >= now()) for update of v;
   if not found then
     raise exception 'there is no open review entry % on this node', id
       using errcode = 'ST150', hint = 'Each node counts its own: select id, table_name, key from sterna.review_list.';
