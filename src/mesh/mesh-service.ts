@@ -6,7 +6,9 @@ import { sqlstateOf } from '../postgres/server-error.ts'
 import { alarmsOf } from './alarms.ts'
 import { LocalClock } from './apply/local-clock.ts'
 import type { LocalWal } from './apply/confirmed-position.ts'
+import { repairTables } from './apply/careful/visibility-repair.ts'
 import { Backoff, pause } from './backoff.ts'
+import { Beside } from './beside.ts'
 import { ConflictHousekeeping, readConflictQueues, type ConflictQueues } from './conflict-housekeeping.ts'
 import {
   lsnAsNumber,
@@ -64,7 +66,8 @@ export class MeshService {
   #connected = false
   #lastError: ReportedError | null = null
   #lastKnown: readonly SubscriptionReport[] = []
-  #cleaning = false
+  readonly #cleaning: Beside
+  readonly #repairing: Beside
   readonly #origins = new KeyedLock()
   readonly #housekeeping: ConflictHousekeeping
   #queues: ConflictQueues | null = null
@@ -73,6 +76,12 @@ export class MeshService {
 
   constructor(options: MeshServiceOptions) {
     this.#options = options
+    this.#cleaning = new Beside((error) =>
+      options.log.debug({ reason: messageOf(error) }, 'slots cannot be cleaned up'),
+    )
+    this.#repairing = new Beside((error) =>
+      options.log.debug({ reason: messageOf(error) }, 'rows aside cannot be repaired yet'),
+    )
     this.#housekeeping = new ConflictHousekeeping(options.log)
   }
 
@@ -190,9 +199,10 @@ export class MeshService {
         }
         await this.#beat(control, around.clock)
         await this.#housekeeping.work(control)
+        this.#repairing.run(() => repairTables(control, this.#options.target, local.nodeName))
         if (Date.now() - cleanedAtMs > CLEANUP_INTERVAL_MS) {
           cleanedAtMs = Date.now()
-          this.#cleanUp(control, local, both)
+          this.#cleaning.run(() => cleanSlots(control, local, this.#origins, log, both))
           await control.query('select sterna.sequences_realign()')
         }
         const woken = new Promise<void>((resolve) => {
@@ -209,19 +219,6 @@ export class MeshService {
       await this.#stopAll()
       await control.close()
     }
-  }
-
-  /** Beside the heartbeat, which must not wait for a provider that does not answer. */
-  #cleanUp(control: PgConnection, local: LocalNode, signal: AbortSignal): void {
-    if (this.#cleaning) return
-    this.#cleaning = true
-    cleanSlots(control, local, this.#origins, this.#options.log, signal)
-      .catch((error: unknown) =>
-        this.#options.log.debug({ reason: messageOf(error) }, 'slots cannot be cleaned up'),
-      )
-      .finally(() => {
-        this.#cleaning = false
-      })
   }
 
   /**

@@ -221,7 +221,7 @@ function mayReplace(
 ): string {
   const time = parameter(plan, timeParam)
   const isOurs = `pg_catalog.pg_xact_commit_timestamp(t.xmin) < ${time} and (pg_catalog.pg_xact_commit_timestamp_origin(t.xmin)).roident = ${oid}`
-  return `case when ${isOurs} then true else sterna.met_row(t, ${arriving}, t.xmin, ${time}, ${nodeId}, '${operation}') end`
+  return `case when ${isOurs} then true else sterna.met_row(t.*, ${arriving}, t.xmin, ${time}, ${nodeId}, '${operation}') end`
 }
 
 /** The same, without a look at who wrote the row. */
@@ -251,10 +251,10 @@ export function putSql(plan: TablePlan, operation: 'insert' | 'update', origin: 
   // A table of nothing but its key still takes the newer version: setting the key to itself rewrites the row.
   const set = (settable.length > 0 ? settable : settableKey).map((name) => `${name} = excluded.${name}`)
   const time = names.length + 1
-  const where = `${admitted(plan, written)} and ${mayReplace(plan, time, origin, operation, 'excluded')}`
+  const where = `${admitted(plan, written)} and ${mayReplace(plan, time, origin, operation, 'excluded.*')}`
   const put = `${insert} on conflict (${key.join(', ')}) do update set ${set.join(', ')} where ${where}`
   if (!tellsCreation(plan, operation)) return put
-  return `${put} returning case when t.xmax = 0 then sterna.met_none(t, ${plan.guardOid}, ${parameter(plan, time)}, ${origin.nodeId}) end`
+  return `${put} returning case when t.xmax = 0 then sterna.met_none(t.*, ${plan.guardOid}, ${parameter(plan, time)}, ${origin.nodeId}) end`
 }
 
 /** Whether a put looks by itself, when it has created a row, for what was deleted. */

@@ -500,7 +500,7 @@ begin
     from unnest(sterna.key_columns(v_relation)) with ordinality as k(name, position)
     join pg_attribute a on a.attrelid = v_relation and a.attname = k.name;
   execute 'select ' || sterna.key_hash_sql(v_relation, v_values) into v_hash;
-  execute format($f$select jsonb_build_object('values', sterna.row_texts(t)) || sterna.version_json(sterna.version_of_row(%s, %s, t.xmin, null))
+  execute format($f$select jsonb_build_object('values', sterna.row_texts(t.*)) || sterna.version_json(sterna.version_of_row(%s, %s, t.xmin, null))
                       from %s t where %s$f$, v_root, v_hash, v_relation::regclass, sterna.key_is_sql(v_relation, v_values)) into v_row;
   return coalesce(v_row, (select sterna.version_json(a.version) || jsonb_build_object('values', a.row_values)
                             from sterna.aside a where a.table_oid = v_root and a.key_hash = v_hash));

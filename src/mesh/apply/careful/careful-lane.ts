@@ -1,17 +1,14 @@
-import { assert } from '../../../core/assert.ts'
 import { SternaError } from '../../../core/errors.ts'
 import type { Lsn } from '../../../core/lsn.ts'
-import { pgTimeOf } from '../../../core/pg-time.ts'
-import { quoteIdent } from '../../../core/quote.ts'
 import type { Outcome } from '../../conflict/apply-change.ts'
 import { keysOf, type Change, type Key, type RowChange, type Values } from '../../conflict/change.ts'
-import type { Answer, Decision, FetchAnswer, Question } from '../../conflict/question.ts'
 import { collisionType } from '../../conflict/record.ts'
 import { completeChange, resolveChange, type Resolution } from '../../conflict/resolve.ts'
-import { compareVersions, type RowVersion } from '../../conflict/version.ts'
+import type { RowVersion } from '../../conflict/version.ts'
 import type { Ask } from './ask.ts'
 import type { Care } from './care.ts'
-import { textSql, type CarefulTable, type HeldKey } from './careful-table.ts'
+import type { CarefulTable, HeldKey } from './careful-table.ts'
+import { Driver, textsOnly, type DriverOptions } from './driver.ts'
 import { park, type ParkReason } from './exceptions.ts'
 import { LaterRefusal, RowStore, type Refusal } from './row-store.ts'
 import { versionParams, versionSql } from './version-text.ts'
@@ -36,14 +33,10 @@ export interface Attempt {
   readonly discard: Refusal | null
 }
 
-export interface LaneOptions {
-  readonly ask: Ask
+export interface LaneOptions extends DriverOptions {
   readonly care: Care
-  readonly originNodeId: number
   readonly announces: boolean
   readonly onException: OnException
-  /** The row as its origin has it now. */
-  readonly fetch: (table: CarefulTable, key: Values) => Promise<FetchAnswer['row']>
 }
 
 interface Place {
@@ -318,137 +311,7 @@ export class AttemptFailed extends Error {
   }
 }
 
-/** Answers what one decision asks, out of SQL. */
-class Driver {
-  readonly held = new Map<Key, HeldKey>()
-  readonly #options: LaneOptions
-  readonly #table: CarefulTable
-  readonly #change: Change
-  readonly #keys: Map<Key, readonly (string | null)[]>
-  readonly #isOfThisTransaction: (key: Key) => boolean
-  readonly #rows = new Map<Key, { readonly values: Values; readonly version: RowVersion | null }>()
-
-  constructor(
-    options: LaneOptions,
-    table: CarefulTable,
-    change: Change,
-    keys: Incoming['keys'],
-    isOfThisTransaction: (key: Key) => boolean,
-  ) {
-    this.#options = options
-    this.#table = table
-    this.#change = change
-    this.#keys = new Map(keys)
-    this.#isOfThisTransaction = isOfThisTransaction
-  }
-
-  async drive<T>(decision: Decision<T>): Promise<T> {
-    let step = decision.next()
-    while (!step.done) step = decision.next(await this.#answer(step.value))
-    return step.value
-  }
-
-  keyValues(key: Key): readonly (string | null)[] {
-    const values = this.#keys.get(key)
-    assert(values, 'the values of every key that is written are known')
-    return values
-  }
-
-  /** The row under a key: as it arrives, else as it is here. */
-  valuesOf(key: Key): Values | null {
-    if (this.#isArriving(key)) return textsOnly((this.#change as { values: Values }).values)
-    return this.#rows.get(key)?.values ?? null
-  }
-
-  versionOf(key: Key): RowVersion | null {
-    return this.#isArriving(key) ? this.#change.version : (this.#rows.get(key)?.version ?? null)
-  }
-
-  #isArriving(key: Key): boolean {
-    const change = this.#change
-    return (change.tag === 'insert' || change.tag === 'update') && change.key === key
-  }
-
-  async #answer(question: Question): Promise<Answer> {
-    const { ask } = this.#options
-    const own = this.#change.version
-    switch (question.ask) {
-      case 'key': {
-        const held = await this.#table.hold(ask, this.keyValues(question.key), own)
-        this.held.set(question.key, held)
-        if (held.state.row) this.#rows.set(question.key, held.state.row)
-        return { is: 'key', state: held.state, truncated: held.truncated }
-      }
-      case 'colliding': {
-        const rows = await this.#table.colliding(ask, question.key, question.values, own)
-        for (const row of rows) {
-          this.#rows.set(row.key, row)
-          if (!this.#keys.has(row.key)) this.#keys.set(row.key, this.#table.keyValues(row.values))
-        }
-        return { is: 'rows', rows }
-      }
-      case 'base':
-        return this.#baseFacts(question)
-      case 'fetch':
-        return {
-          is: 'fetch',
-          row: await this.#options.fetch(this.#table, this.#table.keyObject(this.keyValues(question.key))),
-        }
-      case 'merge':
-        return { is: 'merge', values: await this.#merge(question.local, question.arriving) }
-      case 'not newer':
-        throw new Error('truncates are carried out set by set')
-    }
-  }
-
-  async #baseFacts({ key, local }: Question & { ask: 'base' }): Promise<Answer> {
-    const held = this.held.get(key)
-    const [row] = await this.#options.ask.lookup(
-      `select sterna.base_facts($1::integer, ${versionSql(2)})::text`,
-      [String(this.#options.originNodeId), ...versionParams(local)],
-    )
-    const facts = JSON.parse(row![0]!) as {
-      hadLocal: boolean
-      isAlone: boolean
-      receivedUpTo: string | null
-    }
-    const isGivenUp = held?.givenUp != null && compareVersions(held.givenUp, local) > 0
-    return {
-      is: 'base',
-      hadLocal: facts.hadLocal,
-      receivedUpTo: facts.isAlone
-        ? null
-        : pgTimeOf(facts.receivedUpTo === null ? -(1n << 62n) : BigInt(facts.receivedUpTo)),
-      isIncomplete: isGivenUp || (held?.isParked ?? false),
-      isOfThisTransaction: this.#isOfThisTransaction(key),
-    }
-  }
-
-  async #merge(local: Values, arriving: Values): Promise<Values> {
-    const { plan, merge } = this.#table
-    const names = plan.columns.map(({ name }) => name)
-    const types = plan.columns.map(({ parameterOid }) => parameterOid)
-    const record = (first: number): string =>
-      `row(${names.map((_, i) => `$${first + i}`).join(', ')})::${plan.target}`
-    const valuesOf = (values: Values): (string | null)[] => names.map((name) => values[name] ?? null)
-    const texts = plan.columns.map(({ name, typeOid }) => textSql(`t.${quoteIdent(name)}`, typeOid))
-    const [row] = await this.#options.ask.lookup(
-      `select ${texts.join(', ')} from (select (${merge}(${record(1)}, ${record(names.length + 1)})).*) t`,
-      [...valuesOf(local), ...valuesOf({ ...local, ...arriving })],
-      [...types, ...types],
-    )
-    return Object.fromEntries(names.map((name, i) => [name, row![i] ?? null]))
-  }
-}
-
 function refusalOf(error: unknown): Refusal {
   if (!(error instanceof SternaError) || error.code !== 'INVALID_VALUE') throw error
   return { sqlstate: '22003', message: error.message, detail: null, constraint: null }
-}
-
-/** Without values that were not sent. */
-function textsOnly(values: Readonly<Record<string, unknown>>): Values {
-  return Object.fromEntries(
-    Object.entries(values).filter((entry): entry is [string, string | null] => typeof entry[1] !== 'symbol'),
-  )
 }
