@@ -18,7 +18,7 @@ import type { RowVersion } from '../conflict/version.ts'
 import type { ApplySession } from './apply-session.ts'
 import { CarefulLane, type Attempt, type LaneOptions } from './careful/careful-lane.ts'
 import { nextRetriable, postpone, type ParkedEntry } from './careful/exceptions.ts'
-import { incomingOf, type StreamedChange } from './careful/incoming.ts'
+import type { StreamedChange } from './careful/incoming.ts'
 import { incomingOfMessage, messageOf, ROW_MESSAGE } from './careful/row-message.ts'
 import { FastLane, type Table } from './fast-lane.ts'
 import type { LocalClock } from './local-clock.ts'
@@ -167,8 +167,8 @@ export class Applier {
         keys.set(change.key, table.keyValues(change.values as Values))
     }
     const refusal = await this.#careful.retry({ table, change, keys })
-    if (refusal) await postpone(this.#session, id, refusal)
-    else await this.#session.lookup('delete from sterna.exception where id = $1', [id])
+    if (refusal) postpone(this.#session, id, refusal)
+    else this.#session.send('delete from sterna.exception where id = $1', [id])
     if (this.#careful.hasCalledOwner) this.#fast.guarded = true
     this.#fast.finish()
     const transaction = { finalLsn: lsn, endLsn: lsn, commitTime: version.time, changes: refusal ? 0 : 1 }
@@ -292,16 +292,13 @@ export class Applier {
 
   /** Whether a change of this table is decided one by one. */
   #needsCare(plan: TablePlan): boolean {
-    if (plan.guardOid === null || plan.keyPositions.length === 0) return false
-    return this.#isRepeated || this.#session.care.includes(plan.guardOid)
+    if (plan.keyPositions.length === 0) return this.#isRepeated
+    return plan.guardOid !== null && (this.#isRepeated || this.#session.care.includes(plan.guardOid))
   }
 
   async #carefully(plan: TablePlan, streamed: StreamedChange): Promise<void> {
     const whole = { ...streamed, buffer: Buffer.from(streamed.buffer) }
-    const reading = this.#tables
-      .careful(plan)
-      .then((table) => incomingOf(this.#session, table, whole, this.#version()))
-    await this.#careful.take(await reading)
+    await this.#careful.takeStreamed(await this.#tables.careful(plan), whole)
   }
 
   async #onRowMessage(plan: TablePlan, buffer: Buffer): Promise<void> {

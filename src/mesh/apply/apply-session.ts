@@ -293,6 +293,10 @@ export class ApplySession implements Ask {
     })
   }
 
+  send(sql: string, params: readonly Param[], types: readonly number[] = []): void {
+    this.lookup(sql, params, types).catch(() => {})
+  }
+
   /** Lookups come in few forms: each is parsed once. */
   #lookupName(sql: string, types: readonly number[]): string {
     const form = `${types.join(',')} ${sql}`

@@ -116,13 +116,14 @@ export class FastLane {
   /** Before the commit: what only a later statement can see, once for each table. */
   finish(): void {
     for (const guardOid of this.#created) {
-      const statement = this.#session.prepareOnce('select sterna.second_look($1)', [OID_OID], {
-        table: '',
-        operation: 'guard',
-      })
-      this.#openBind(statement, 1)
-      this.#session.writer.int16(1).int16(1).int32(4).int32(guardOid).int16(0).end()
-      this.#session.execute(statement)
+      const statement = this.#session.prepareOnce(
+        `select sterna.second_look($1, $2, ${this.#origin.nodeId})`,
+        [OID_OID, TIMESTAMPTZ_OID],
+        { table: '', operation: 'guard' },
+      )
+      this.#session.writer.begin(FRONTEND.bind).bytes(statement.bindPrefix).int16(1).int16(1)
+      this.#session.writer.int16(2).int32(4).int32(guardOid)
+      this.#closeBind(statement, true)
     }
     if (!this.guarded) return
     const guard = this.#session.prepareOnce('select sterna.apply_guard_commit()', [], {

@@ -378,7 +378,7 @@ declare
   v_texts constant jsonb := sterna.row_texts(created);
 begin
   perform sterna.require_apply_session();
-  perform sterna.second_look(guard);
+  perform sterna.second_look(guard, ts, node);
   perform sterna.record_conflict('update_missing', v_relation, sterna.key_of_texts(v_relation, v_texts), null, v_texts, null,
                                  row(ts, node)::sterna.row_version, 'apply_remote');
   return true;
@@ -411,20 +411,26 @@ begin
   end if;
 end $$;
 
--- Before the commit of a transaction that created rows in a table: whether anything was deleted there that a change could be
--- older than. Sessions that announce timestamps have compared row by row (the trigger sterna_revive).
-create function sterna.second_look(guard oid) returns void
+-- Before the commit of a transaction that created rows in a table: whether anything was deleted there that is newer than the
+-- transaction. Sessions that announce timestamps have compared row by row (the trigger sterna_revive); the others come again
+-- announced (ST004), also where there is too much to look through.
+create function sterna.second_look(guard oid, ts timestamptz, node integer) returns boolean
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  v_found record;
 begin
   perform sterna.require_apply_session();
   if guard is null or coalesce(current_setting('sterna.change_time', true), '') <> '' then
-    return;
+    return true;
   end if;
   perform pg_advisory_xact_lock_shared(sterna.tombstone_lock(guard));
-  if exists (select from sterna.tombstone s where s.table_oid = guard)
-     or exists (select from sterna.truncation u where u.table_oid = guard) then
+  select count(*) as looked_at, bool_or(not sterna.version_not_greater(d.writer, ts, node)) as is_newer into v_found
+    from ((select s.xmin as writer from sterna.tombstone s where s.table_oid = guard limit 1001)
+          union all (select u.xmin from sterna.truncation u where u.table_oid = guard)) d;
+  if v_found.looked_at > 1000 or v_found.is_newer then
     raise exception 'the table has tombstones' using errcode = 'ST004';
   end if;
+  return true;
 end $$;
 
 -- By which operators the columns of an index are equal. See key_equality.
@@ -540,7 +546,7 @@ begin
     format($body$
 #variable_conflict use_column
 declare
-  sterna_state text; sterna_message text; sterna_detail text; sterna_constraint text; sterna_column text;
+  sterna_state text; sterna_message text; sterna_detail text; sterna_constraint text; sterna_column text; sterna_admitted boolean;
 begin
   %s;
   return null;

@@ -5,4 +5,6 @@ export type Param = string | null | Buffer
 export interface Ask {
   /** The rows, as text. `types`: OIDs of the parameters, where the statement does not tell them. */
   lookup(sql: string, params: readonly Param[], types?: readonly number[]): Promise<(string | null)[][]>
+  /** Runs a statement of which nothing is needed: it is not waited for. A failure ends the session. */
+  send(sql: string, params: readonly Param[], types?: readonly number[]): void
 }

@@ -10,6 +10,7 @@ import type { Care } from './care.ts'
 import type { CarefulTable, HeldKey } from './careful-table.ts'
 import { Driver, textsOnly, type DriverOptions } from './driver.ts'
 import { park, type ParkReason } from './exceptions.ts'
+import { incomingOf, type StreamedChange } from './incoming.ts'
 import { LaterRefusal, RowStore, type Refusal } from './row-store.ts'
 import { versionParams, versionSql } from './version-text.ts'
 
@@ -21,6 +22,8 @@ export interface Incoming {
   readonly table: CarefulTable
   readonly change: Change
   readonly keys: ReadonlyMap<Key, readonly (string | null)[]>
+  /** What was here of these keys when the change was read, under their locks. */
+  readonly held?: ReadonlyMap<Key, HeldKey>
 }
 
 /** How a transaction is applied that was refused before. */
@@ -89,6 +92,12 @@ export class CarefulLane {
     this.#store.forget()
   }
 
+  /** Takes the next change of the transaction as the stream brings it. @throws as `take` */
+  async takeStreamed(table: CarefulTable, streamed: StreamedChange): Promise<void> {
+    if (!table.isKeyless) this.#lock(table)
+    await this.take(await incomingOf(this.#ask, table, streamed, this.#place!.version))
+  }
+
   /** Takes the next change of the transaction. @throws AttemptFailed, EXCEPTION_STOPPED, CareChanged */
   async take(incoming: Incoming): Promise<void> {
     const number = ++this.#changeNumber
@@ -124,11 +133,13 @@ export class CarefulLane {
 
   async #apply(incoming: Incoming, number: number): Promise<Refusal | 'behind' | null> {
     const { table, change } = incoming
-    await this.#lock(table)
+    if (table.isKeyless) return this.#resolve(incoming)
+    this.#lock(table)
     if (change.tag === 'truncate') return this.#truncate(table)
-    for (const held of await this.#holdAll(incoming)) if (held.isParkedOfOrigin) return 'behind'
+    const held = incoming.held ?? (await this.#holdAll(incoming))
+    if ([...held.values()].some((it) => it.isParkedOfOrigin)) return 'behind'
     try {
-      return await this.#resolve(incoming)
+      return await this.#resolve({ ...incoming, held })
     } catch (error) {
       if (error instanceof LaterRefusal) {
         const park = new Map([...(this.#attempt?.park ?? []), [number, error.refusal] as const])
@@ -140,11 +151,14 @@ export class CarefulLane {
 
   async #resolve(incoming: Incoming): Promise<Refusal | null> {
     const { table, change } = incoming
-    await this.#lock(table)
+    if (table.isKeyless && change.tag === 'insert')
+      return this.#store.insert(table, change.values, change.version)
+    this.#lock(table)
     for (let decision = 1; ; decision++) {
       const driver = new Driver(this.#options, table, change, incoming.keys, (key) =>
         this.#streamed.has(`${table.name} ${key}`),
       )
+      if (decision === 1) driver.hold(incoming.held ?? new Map())
       const resolution = await driver.drive(resolveChange(change, table.rules))
       const refusal = await this.#store.write(resolution.writes, {
         table,
@@ -165,16 +179,16 @@ export class CarefulLane {
     for (const key of keysOf(change) ?? []) {
       this.#streamed.add(`${table.name} ${key}`)
       const held = driver.held.get(key)
-      if (held?.staleAside) await this.#store.dropStale(table, key)
+      if (held?.staleAside) this.#store.dropStale(table, key)
     }
     if (fetched !== null) this.#streamed.delete(`${table.name} ${fetched}`)
     if (givenUp !== null) await this.#giveUp(table, givenUp, change.version)
-    for (const outcome of outcomes) await this.#record(driver, outcome, table, change as RowChange)
+    for (const outcome of outcomes) this.#record(driver, outcome, table, change as RowChange)
     for (const collision of collisions) {
       const winner = driver.versionOf(collision.inFavourOf) ?? null
       const loser = driver.versionOf(collision.key) ?? change.version
       const operation = change.tag === 'insert' ? 'insert' : 'update'
-      await this.#recordConflict(
+      this.#recordConflict(
         collisionType(operation, [collision]),
         table,
         table.keyObject(driver.keyValues(collision.key)),
@@ -187,7 +201,7 @@ export class CarefulLane {
     }
   }
 
-  async #record(driver: Driver, outcome: Outcome, table: CarefulTable, change: RowChange): Promise<void> {
+  #record(driver: Driver, outcome: Outcome, table: CarefulTable, change: RowChange): void {
     const { conflict, key, met, result } = outcome
     if (conflict === null) return
     const isAlways = /_(missing|deleted)$/.test(conflict)
@@ -202,7 +216,7 @@ export class CarefulLane {
           : result === 'applied'
             ? 'apply_remote'
             : 'keep_local'
-    await this.#recordConflict(
+    this.#recordConflict(
       conflict,
       table,
       table.keyObject(driver.keyValues(key)),
@@ -214,7 +228,7 @@ export class CarefulLane {
     )
   }
 
-  async #recordConflict(
+  #recordConflict(
     type: string,
     table: CarefulTable,
     key: Values,
@@ -223,8 +237,8 @@ export class CarefulLane {
     localVersion: RowVersion | null,
     remoteVersion: RowVersion,
     resolution: string,
-  ): Promise<void> {
-    await this.#ask.lookup(
+  ): void {
+    this.#ask.send(
       `select sterna.record_conflict($1, $2::oid, $3, $4, $5, ${versionSql(6)}, ${versionSql(8)}, $10)`,
       [
         type,
@@ -240,7 +254,7 @@ export class CarefulLane {
   }
 
   async #giveUp(table: CarefulTable, key: Key, version: RowVersion): Promise<void> {
-    await this.#ask.lookup(
+    this.#ask.send(
       `insert into sterna.given_up as g (table_oid, key_hash, version) values ($1, $2, ${versionSql(3)})
        on conflict (table_oid, key_hash) do update set version = excluded.version where sterna.version_greater(excluded.version, g.version)`,
       [String(table.guardOid), key, ...versionParams(version)],
@@ -250,7 +264,7 @@ export class CarefulLane {
 
   async #park(incoming: Incoming, reason: ParkReason): Promise<void> {
     const { table, change, keys } = incoming
-    await this.#lock(table)
+    this.#lock(table)
     const driver = new Driver(this.#options, table, change, keys, () => false)
     const { change: whole, givenUp } = await driver.drive(completeChange(change))
     if (givenUp !== null) await this.#giveUp(table, givenUp, change.version)
@@ -258,42 +272,41 @@ export class CarefulLane {
     const firstKey = keysOf(whole)?.[0]
     const key = firstKey === undefined ? {} : table.keyObject(driver.keyValues(firstKey))
     const place = { lsn: this.#place!.lsn, changeNumber: this.#changeNumber }
-    await park(this.#ask, table, whole, key, place, reason)
+    park(this.#ask, table, whole, key, place, reason)
     await this.#options.care.mark(table)
   }
 
   /** Between sessions that decide about a table, and those that create rows or delete missing ones in the fast lane. */
-  async #lock(table: CarefulTable): Promise<void> {
+  #lock(table: CarefulTable): void {
     if (this.#locked.has(table.guardOid)) return
     this.#locked.add(table.guardOid)
-    await this.#ask.lookup('select pg_advisory_xact_lock(sterna.tombstone_lock($1::oid))', [
-      String(table.guardOid),
-    ])
+    this.#ask.send('select pg_advisory_xact_lock(sterna.tombstone_lock($1::oid))', [String(table.guardOid)])
   }
 
-  async #holdAll({ table, change, keys }: Incoming): Promise<HeldKey[]> {
+  async #holdAll({ table, change, keys }: Incoming): Promise<Map<Key, HeldKey>> {
     const own = this.#place!.version
-    return Promise.all((keysOf(change) ?? []).map((key) => table.hold(this.#ask, keys.get(key)!, own)))
+    const held = (keysOf(change) ?? []).map((key) => table.hold(this.#ask, keys.get(key)!, own))
+    return new Map((await Promise.all(held)).map((it) => [it.key, it]))
   }
 
   /** Besides what the truncate of the table itself removes: rows aside and rows of another version than their xmin says. */
-  async #truncate(table: CarefulTable): Promise<null> {
+  #truncate(table: CarefulTable): null {
     const { version } = this.#place!
     const own = versionParams(version)
     const guard = String(table.guardOid)
     if (table.plan.runAs === null) {
-      await this.#ask.lookup(
+      this.#ask.send(
         `delete from ${table.plan.rows} t using sterna.row_clock r
           where r.table_oid = $1::oid and r.row_xmin = t.xmin and r.key_hash = ${table.rowHashSql}
             and not sterna.version_greater(r.version, ${versionSql(2)})`,
         [guard, ...own],
       )
     }
-    await this.#ask.lookup(
+    this.#ask.send(
       `delete from sterna.aside a where a.table_oid = $1::oid and not sterna.version_greater(a.version, ${versionSql(2)})`,
       [guard, ...own],
     )
-    await this.#ask.lookup(
+    this.#ask.send(
       'delete from sterna.exception e where e.table_oid = $1::oid and e.origin_node_id = $2::integer',
       [guard, String(version.nodeId)],
     )

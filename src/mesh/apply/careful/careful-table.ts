@@ -75,10 +75,10 @@ export class CarefulTable {
 
   private constructor(plan: TablePlan, description: Description) {
     const { name, rules, uniques } = description
-    assert(plan.guardOid !== null, 'a table with a key has a guard')
+    assert(plan.guardOid !== null || plan.keyPositions.length === 0, 'a table with a key has a guard')
     this.plan = plan
     this.name = name
-    this.guardOid = plan.guardOid
+    this.guardOid = plan.guardOid ?? plan.oid
     this.#description = description
     this.merge = rules.merge
     const sent = new Set(plan.remote.columns.map((column) => column.name))
@@ -114,6 +114,11 @@ export class CarefulTable {
     return new CarefulTable(plan, JSON.parse(row![0]!) as Description)
   }
 
+  /** Its rows have no identity: they can only be inserted. */
+  get isKeyless(): boolean {
+    return this.#keyNames.length === 0
+  }
+
   get keyTypes(): readonly number[] {
     return this.plan.keyPositions.map((position) => this.plan.typeOids[position]!)
   }
@@ -138,12 +143,13 @@ export class CarefulTable {
   }
 
   async hashOf(ask: Ask, keyValues: readonly (string | null)[]): Promise<Key> {
+    if (this.isKeyless) return '0'
     const [row] = await ask.lookup(`select (${this.hashSql})::text`, keyValues, this.keyTypes)
     return row![0]!
   }
 
   /** Locks the row with this key if there is one, then reads it and what else is known: two statements, one round trip. */
-  async hold(ask: Ask, keyValues: readonly (string | null)[], own: RowVersion): Promise<HeldKey> {
+  async hold(ask: Ask, keyValues: readonly Param[], own: RowVersion): Promise<HeldKey> {
     const [, rows] = await Promise.all([
       ask.lookup(this.#lockSql, keyValues, this.keyTypes),
       ask.lookup(
@@ -228,14 +234,15 @@ export class CarefulTable {
     const values = columns.map(
       ({ cast }, i) => `${this.#parameter(i + 1, names.length)}${cast === null ? '' : `::${cast}`}`,
     )
+    const insert = `insert into ${this.plan.target} as t (${names.map(quoteIdent).join(', ')}) overriding system value values (${values.join(', ')})`
+    const types = columns.map(({ parameterOid }) => parameterOid)
+    if (this.isKeyless)
+      return { sql: `${insert} returning ${admitted(this.plan, names)} into sterna_admitted`, types }
     const conflict =
       set.length === 0
         ? 'do nothing'
         : `(${this.#keyNames.map(quoteIdent).join(', ')}) do update set ${set.join(', ')} where ${admitted(this.plan, names)}`
-    return {
-      sql: `insert into ${this.plan.target} as t (${names.map(quoteIdent).join(', ')}) overriding system value values (${values.join(', ')}) on conflict ${conflict}`,
-      types: columns.map(({ parameterOid }) => parameterOid),
-    }
+    return { sql: `${insert} on conflict ${conflict}`, types }
   }
 
   /** The statement that takes the row with the key in the parameters away. */

@@ -42,6 +42,14 @@ export class Driver {
     this.#isOfThisTransaction = isOfThisTransaction
   }
 
+  /** What was read of keys, under their locks, just now. */
+  hold(held: ReadonlyMap<Key, HeldKey>): void {
+    for (const [key, it] of held) {
+      this.held.set(key, it)
+      if (it.state.row) this.#rows.set(key, it.state.row)
+    }
+  }
+
   /** A row that is known otherwise than by asking. */
   know(row: KeyedRow): void {
     this.#rows.set(row.key, row)
@@ -80,9 +88,9 @@ export class Driver {
     const own = this.#own
     switch (question.ask) {
       case 'key': {
-        const held = await this.#table.hold(ask, this.keyValues(question.key), own)
-        this.held.set(question.key, held)
-        if (held.state.row) this.#rows.set(question.key, held.state.row)
+        const held =
+          this.held.get(question.key) ?? (await this.#table.hold(ask, this.keyValues(question.key), own))
+        this.hold(new Map([[question.key, held]]))
         return { is: 'key', state: held.state, truncated: held.truncated }
       }
       case 'colliding': {

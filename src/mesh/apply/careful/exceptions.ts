@@ -25,20 +25,20 @@ export interface ParkedEntry {
 const FIRST_RETRY = "interval '5 seconds'"
 
 /** Puts a change into sterna.exception. `key`: as in ParkedEntry. */
-export async function park(
+export function park(
   ask: Ask,
   table: CarefulTable,
   change: Change,
   key: Values,
   place: { readonly lsn: Lsn; readonly changeNumber: number },
   reason: ParkReason,
-): Promise<void> {
+): void {
   const refusal = reason.tag === 'behind' ? null : reason.refusal
   const keys = change.tag === 'truncate' ? null : keyHashesOf(change)
   const newRow = change.tag === 'insert' || change.tag === 'update' ? (change.values as Values) : null
   const amounts: Amounts | null = change.tag === 'cancel' ? change.amounts : null
   const oldRow = 'old' in change ? change.old : amounts
-  await ask.lookup(
+  ask.send(
     `insert into sterna.exception (reason, origin_node_id, lsn, change_number, table_oid, table_name, operation, key_hashes, key,
                                    old_row, new_row, version, sqlstate, message, detail, next_retry_at)
      values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, ${versionSql(12)}, $14, $15, $16,
@@ -92,8 +92,8 @@ export async function nextRetriable(ask: Ask, nodeId: number): Promise<ParkedEnt
 }
 
 /** Puts the next retry of an entry off: twice as long each time, up to ten minutes. */
-export async function postpone(ask: Ask, id: string, refusal: Refusal): Promise<void> {
-  await ask.lookup(
+export function postpone(ask: Ask, id: string, refusal: Refusal): void {
+  ask.send(
     `update sterna.exception set retries = retries + 1, last_retry_at = clock_timestamp(), sqlstate = $2, message = $3, detail = $4, reason = 'failed',
             next_retry_at = clock_timestamp() + least(${FIRST_RETRY} * 2 ^ least(retries, 10), interval '10 minutes')
       where id = $1`,

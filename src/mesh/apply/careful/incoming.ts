@@ -1,10 +1,10 @@
 import { COLUMN_KIND, type TupleLayout } from '../../../pgwire/pgoutput.ts'
-import { UNCHANGED, type Change, type Key, type SentValues, type Values } from '../../conflict/change.ts'
+import { UNCHANGED, type Key, type SentValues, type Values } from '../../conflict/change.ts'
 import type { RowVersion } from '../../conflict/version.ts'
 import type { TablePlan } from '../table-plan.ts'
 import type { Ask, Param } from './ask.ts'
 import type { Incoming } from './careful-lane.ts'
-import type { CarefulTable } from './careful-table.ts'
+import type { CarefulTable, HeldKey } from './careful-table.ts'
 
 /** Its text has a currency symbol; the sums of apply are numbers. */
 const MONEY_OID = 790
@@ -18,38 +18,72 @@ export interface StreamedChange {
   readonly buffer: Buffer
 }
 
-/** Reads a change of the stream as texts, and finds the keys that it touches. */
+/**
+ * Reads a change of the stream as texts, and what is here of the keys that it touches, under their locks: all in one round
+ * trip. The layouts may be used again once this has returned its promise.
+ */
 export async function incomingOf(
   ask: Ask,
   table: CarefulTable,
   streamed: StreamedChange,
   version: RowVersion,
 ): Promise<Incoming> {
-  const { plan } = table
-  // Copied before the first wait: the layouts are used again.
-  const [row, old] = await textsOf(
-    ask,
-    plan,
-    [streamed.row, streamed.old].map((layout) => layout && rawOf(layout, streamed.buffer)),
-  )
-  const whole = streamed.isOldWhole ? (old as Values) : null
+  const row = streamed.row && rawOf(streamed.row, streamed.buffer)
+  const old = streamed.old && rawOf(streamed.old, streamed.buffer)
+  const isSameKey =
+    row !== null &&
+    old !== null &&
+    table.plan.keyPositions.every(
+      (at) => row[at]!.kind === old[at]!.kind && row[at]!.bytes.equals(old[at]!.bytes),
+    )
+  const hold = async (tuple: readonly Raw[] | null): Promise<HeldKey | null> =>
+    tuple === null || table.isKeyless
+      ? null
+      : table.hold(
+          ask,
+          table.plan.keyPositions.map((at) => paramOf(tuple[at]!)),
+          version,
+        )
+  const [texts, heldNew, heldOld] = await Promise.all([
+    textsOf(ask, table.plan, [row, old]),
+    hold(row),
+    hold(isSameKey ? null : old),
+  ])
+  const [values, oldValues] = texts as [SentValues | null, SentValues | null]
+  const held = new Map<Key, HeldKey>()
   const keys = new Map<Key, readonly (string | null)[]>()
-  const add = async (values: SentValues): Promise<Key> => {
-    const keyValues = table.keyValues(values as Values)
-    const key = await table.hashOf(ask, keyValues)
-    keys.set(key, keyValues)
-    return key
+  const keyOf = (it: HeldKey | null, of: SentValues): Key => {
+    if (!it) return '0'
+    held.set(it.key, it)
+    keys.set(it.key, table.keyValues(of as Values))
+    return it.key
   }
-  return { table, change: await changeOf(), keys }
+  const whole = streamed.isOldWhole ? (oldValues as Values) : null
+  switch (streamed.tag) {
+    case 'insert': {
+      const key = keyOf(heldNew, values!)
+      return { table, change: { tag: 'insert', version, key, values: values as Values }, keys, held }
+    }
+    case 'delete': {
+      const key = keyOf(heldOld, oldValues!)
+      return { table, change: { tag: 'delete', version, key, old: whole }, keys, held }
+    }
+    case 'update': {
+      const key = keyOf(heldNew, values!)
+      const oldKey = heldOld ? keyOf(heldOld, oldValues!) : key
+      return {
+        table,
+        change: { tag: 'update', version, oldKey, key, values: values!, old: whole },
+        keys,
+        held,
+      }
+    }
+  }
+}
 
-  async function changeOf(): Promise<Change> {
-    if (streamed.tag === 'insert')
-      return { tag: 'insert', version, key: await add(row!), values: row as Values }
-    if (streamed.tag === 'delete') return { tag: 'delete', version, key: await add(old!), old: whole }
-    const key = await add(row!)
-    const oldKey = old ? await add(old) : key
-    return { tag: 'update', version, oldKey, key, values: row!, old: whole }
-  }
+function paramOf({ kind, bytes }: Raw): Param {
+  if (kind === COLUMN_KIND.null) return null
+  return kind === COLUMN_KIND.binary ? bytes : bytes.toString()
 }
 
 type Raw = { readonly kind: number; readonly bytes: Buffer }

@@ -72,23 +72,21 @@ export class RowStore {
     return null
   }
 
+  /** Inserts a row into a table without a key. */
+  async insert(table: CarefulTable, values: Values, stamp: RowVersion): Promise<Refusal | null> {
+    const { names, texts } = writable(table, values)
+    const { sql, types } = table.putStatement(names)
+    return this.#call(table, sql, types, texts, stamp)
+  }
+
   async #writeRow(
     { key, before, after }: Write,
     { table, keyValues, stamp }: WriteContext,
   ): Promise<Refusal | null> {
     if (after.row?.visible) {
-      const { values } = after.row
-      const names = table.plan.columns
-        .filter(({ name, generated }) => !generated && name in values)
-        .map(({ name }) => name)
+      const { names, texts } = writable(table, after.row.values)
       const { sql, types } = table.putStatement(names)
-      return this.#call(
-        table,
-        sql,
-        types,
-        names.map((name) => values[name] ?? null),
-        stamp,
-      )
+      return this.#call(table, sql, types, texts, stamp)
     }
     if (!before.row?.visible) return null
     const { sql, types } = table.removeStatement()
@@ -107,7 +105,7 @@ export class RowStore {
     let name = this.#functions.get(statement)
     if (name === undefined) {
       name = `c${this.#nodeId}_${this.#functions.size + 1}`
-      await this.#ask.lookup('select sterna.careful_function($1, $2, $3, $4, $5, $6)', [
+      this.#ask.send('select sterna.careful_function($1, $2, $3, $4, $5, $6)', [
         String(this.#nodeId),
         name,
         String(this.#areFresh),
@@ -137,30 +135,30 @@ export class RowStore {
     if (after.row?.visible) {
       const { version } = after.row
       const isOwn = stamp !== null && version !== null && compareVersions(version, stamp) === 0
-      if (!isOwn) await table.clock(this.#ask, key, values, version)
+      if (!isOwn) table.clock(this.#ask, key, values, version)
       if (!isOwn) await this.#mark(table)
     }
     if (after.row && !after.row.visible)
       await this.#setAside(key, before.row?.values ?? {}, after.row, context)
-    else if (before.row && !before.row.visible) await this.#takeBack(table, key)
+    else if (before.row && !before.row.visible) this.#takeBack(table, key)
     if (after.tombstone) {
       const { version, remainder } = after.tombstone
       const isOwn = stamp !== null && compareVersions(version, stamp) === 0
       const kept = areZero(remainder) ? null : JSON.stringify(remainder)
-      await this.#ask.lookup(
+      this.#ask.send(
         `insert into sterna.tombstone as s (table_oid, key_hash, key, version, remainder)
          values ($1, $2, $3, ${versionSql(4)}, $6)
          on conflict (table_oid, key_hash) do update set key = excluded.key, version = excluded.version, remainder = excluded.remainder`,
         [String(table.guardOid), key, JSON.stringify(values), ...versionParams(isOwn ? null : version), kept],
       )
       if (kept !== null) await this.#mark(table)
-      await this.#reviewRemainder(table, key, values, kept)
+      this.#reviewRemainder(table, key, values, kept)
     } else if (before.tombstone) {
-      await this.#ask.lookup('delete from sterna.tombstone where table_oid = $1 and key_hash = $2', [
+      this.#ask.send('delete from sterna.tombstone where table_oid = $1 and key_hash = $2', [
         String(table.guardOid),
         key,
       ])
-      await this.#reviewRemainder(table, key, values, null)
+      this.#reviewRemainder(table, key, values, null)
     }
   }
 
@@ -180,7 +178,7 @@ export class RowStore {
       ...versionParams(row.version),
       table.name,
     ]
-    await this.#ask.lookup(
+    this.#ask.send(
       `insert into sterna.aside as a (table_oid, key_hash, key, row_values, version, table_name, in_favour_of, constraints)
        values ($1, $2, $3, $4, ${versionSql(5)}, $7, $8, $9)
        on conflict (table_oid, key_hash) do update
@@ -193,7 +191,7 @@ export class RowStore {
         `{${(collision?.constraints ?? []).map((name) => `"${name.replaceAll(/["\\]/g, '\\$&')}"`).join(',')}}`,
       ],
     )
-    await this.#ask.lookup(
+    this.#ask.send(
       `insert into sterna.review (reason, conflict_type, table_oid, table_name, key_hash, key, local_row, remote_row, remote_version, detail)
        select 'set_aside', 'multiple_unique_conflicts', $1::oid, $7::text, $2::bigint, $3::jsonb, $8::jsonb, $4::jsonb, ${versionSql(5)}, $9::text
         where not exists (select from sterna.review r where r.table_oid = $1::oid and r.key_hash = $2::bigint and r.reason = 'set_aside' and r.closed_at is null)`,
@@ -206,10 +204,10 @@ export class RowStore {
     await this.#mark(table)
   }
 
-  async #takeBack(table: CarefulTable, key: Key): Promise<void> {
+  #takeBack(table: CarefulTable, key: Key): void {
     const params = [String(table.guardOid), key]
-    await this.#ask.lookup('delete from sterna.aside where table_oid = $1 and key_hash = $2', params)
-    await this.#ask.lookup(
+    this.#ask.send('delete from sterna.aside where table_oid = $1 and key_hash = $2', params)
+    this.#ask.send(
       `update sterna.review set closed_at = clock_timestamp(), resolution = 'it is not aside any more'
         where table_oid = $1 and key_hash = $2 and reason = 'set_aside' and closed_at is null`,
       params,
@@ -217,27 +215,27 @@ export class RowStore {
   }
 
   /** A row in the table has taken the place of a row of its key aside. */
-  async dropStale(table: CarefulTable, key: Key): Promise<void> {
-    await this.#takeBack(table, key)
+  dropStale(table: CarefulTable, key: Key): void {
+    this.#takeBack(table, key)
   }
 
-  async #reviewRemainder(
+  #reviewRemainder(
     table: CarefulTable,
     key: Key,
     keyValues: readonly (string | null)[],
     remainder: string | null,
-  ): Promise<void> {
+  ): void {
     if (table.rules.deltas.length === 0) return
     const params = [String(table.guardOid), key]
     if (remainder === null) {
-      await this.#ask.lookup(
+      this.#ask.send(
         `update sterna.review set closed_at = clock_timestamp(), resolution = 'nothing is left over'
           where table_oid = $1 and key_hash = $2 and reason = 'remainder' and closed_at is null`,
         params,
       )
       return
     }
-    await this.#ask.lookup(
+    this.#ask.send(
       `with known as (update sterna.review set remote_row = $3::jsonb where table_oid = $1::oid and key_hash = $2::bigint and reason = 'remainder' and closed_at is null returning 1)
        insert into sterna.review (reason, table_oid, table_name, key_hash, key, remote_row, detail)
        select 'remainder', $1::oid, $5::text, $2::bigint, $4::jsonb, $3::jsonb, 'the row was deleted while others added to it' where not exists (select from known)`,
@@ -249,6 +247,17 @@ export class RowStore {
   async #mark(table: CarefulTable): Promise<void> {
     await this.#care.mark(table)
   }
+}
+
+/** The columns of a row that can be written, with their values. */
+function writable(
+  { plan }: CarefulTable,
+  values: Values,
+): { readonly names: string[]; readonly texts: (string | null)[] } {
+  const names = plan.columns
+    .filter(({ name, generated }) => !generated && name in values)
+    .map(({ name }) => name)
+  return { names, texts: names.map((name) => values[name] ?? null) }
 }
 
 /** A row was refused when others of the same change had been written: the transaction must be tried again without it. */

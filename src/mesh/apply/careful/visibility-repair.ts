@@ -76,9 +76,7 @@ async function repairTable(
   table: CarefulTable,
   version: RowVersion,
 ): Promise<void> {
-  await session.lookup('select pg_advisory_xact_lock(sterna.tombstone_lock($1::oid))', [
-    String(table.guardOid),
-  ])
+  session.send('select pg_advisory_xact_lock(sterna.tombstone_lock($1::oid))', [String(table.guardOid)])
   const driver = new Driver(
     { ask: session, originNodeId: ORIGIN_NODE_ID, fetch: () => Promise.resolve(null) },
     table,
@@ -89,7 +87,7 @@ async function repairTable(
   const candidates: KeyedRow[] = []
   for (const row of await table.aside(session)) {
     const held = await table.hold(session, table.keyValues(row.values), version)
-    if (held.staleAside) await store.dropStale(table, row.key)
+    if (held.staleAside) store.dropStale(table, row.key)
     else {
       driver.know(row)
       candidates.push(row)
