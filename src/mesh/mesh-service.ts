@@ -18,6 +18,7 @@ import {
   runtimeKey,
   type LocalNode,
 } from './definitions.ts'
+import { DefinitionsFence } from './fence/definitions-fence.ts'
 import { KeyedLock } from './keyed-lock.ts'
 import type { Log } from './log.ts'
 import { requirePrivileges } from './privileges.ts'
@@ -171,6 +172,7 @@ export class MeshService {
     const lost = new AbortController()
     control.onLost = (error) => lost.abort(error)
     const both = AbortSignal.any([signal, lost.signal])
+    const fence = new DefinitionsFence({ target, node, control, log })
     try {
       const local = await this.#identify(control)
       this.#local = local
@@ -179,13 +181,15 @@ export class MeshService {
       await this.#measureClock(around.clock)
       let changed = true
       let wake = (): void => {}
-      control.onNotification = () => {
+      control.onNotification = (_channel, table) => {
+        if (table.startsWith('definition')) return fence.wake()
         changed = true
         wake()
       }
       await control.exec(`listen ${CHANNEL}`)
       this.#connected = true
       this.#lastError = null
+      fence.start()
       log.info({ server: this.#serverVersion, nodeId: local.nodeId }, 'serving node')
       let reconciledAtMs = 0
       let cleanedAtMs = 0
@@ -216,7 +220,7 @@ export class MeshService {
     } finally {
       if (this.#running.size > 0) this.#lastKnown = this.#subscriptions()
       this.#connected = false
-      await this.#stopAll()
+      await Promise.all([this.#stopAll(), fence.stop()])
       await control.close()
     }
   }
