@@ -148,6 +148,101 @@ describe.each(MATRIX)('heartbeats on version %s', (server) => {
     expect((await conn.query('select beats::int from sterna.heard_heartbeat')).rows).toEqual([{ beats: 1 }])
   })
 
+  describe('conflict_settle', () => {
+    /** An entry of a change of node 2 at `arriving` that met a row of node 3 at `met`. */
+    async function record(type: string, met: number | null, arriving: number): Promise<void> {
+      await conn.query(
+        `insert into sterna.conflict_history (conflict_type, table_oid, table_name, key, local_version, remote_version, resolution)
+         values ($1, 1, 't', '{}', case when $2::bigint is not null then row(sterna.time_of($2), 3)::sterna.row_version end,
+                 row(sterna.time_of($3), 2)::sterna.row_version, 'apply_remote')`,
+        [type, met, arriving],
+      )
+    }
+    async function settle(): Promise<{ judged: number; left: string[] }> {
+      const row = await conn.row<{ judged: number }>('select sterna.conflict_settle()::int as judged')
+      const { rows } = await conn.query<{ entry: string }>(
+        `select concat_ws(' ', conflict_type, coalesce(concurrent::text, 'unknown'), case when settled then 'settled' end) as entry
+           from sterna.conflict_history order by id`,
+      )
+      return { judged: row!.judged, left: rows.map(({ entry }) => entry) }
+    }
+    const beat = (nodeId: number, time: number, upTo: number): Promise<void> =>
+      hear({
+        nodeId,
+        time: at(time),
+        claim: at(0),
+        applied: new Map([[5 - nodeId, at(upTo)]]),
+        seen: new Map([[5 - nodeId, at(upTo + 2)]]),
+      })
+
+    it('waits for a heartbeat past the newer version, then says what it is, or never', async () => {
+      await beat(2, 20, 10)
+      await record('update_origin_differs', 9, 25)
+      await record('update_deleted', 9, 25)
+      await record('update_origin_differs', 15, 25)
+      await record('delete_origin_differs', 11, 25)
+      // Met nothing.
+      await record('update_missing', null, 25)
+      // Still open after the next heartbeat.
+      await record('insert_exists', 15, 35)
+      expect((await settle()).judged).toBe(0)
+      await beat(2, 30, 11)
+      const first = [
+        'update_deleted false settled',
+        'update_origin_differs true settled',
+        'delete_origin_differs unknown settled',
+        'update_missing unknown',
+      ]
+      expect(await settle()).toEqual({ judged: 4, left: [...first, 'insert_exists unknown'] })
+      // Nothing is looked at again.
+      expect((await settle()).judged).toBe(0)
+      await beat(2, 40, 12)
+      expect(await settle()).toEqual({ judged: 1, left: [...first, 'insert_exists true settled'] })
+    })
+
+    it('goes by the node of the newer version, which may be the one that is here', async () => {
+      await record('update_origin_differs', 25, 9)
+      await beat(2, 30, 1)
+      expect((await settle()).judged).toBe(0)
+      await beat(3, 20, 10)
+      await beat(3, 30, 10)
+      expect(await settle()).toEqual({ judged: 1, left: [] })
+    })
+
+    it('closes the reviews of what turns out to be no conflict', async () => {
+      await beat(2, 20, 10)
+      await record('update_origin_differs', 9, 25)
+      await record('update_origin_differs', 15, 25)
+      await conn.exec(`insert into sterna.review (reason, conflict_type, table_oid, table_name, key, local_version, remote_version)
+        select 'manual', h.conflict_type, h.table_oid, h.table_name, h.key, h.local_version, h.remote_version from sterna.conflict_history h
+        union all select 'set_aside', h.conflict_type, h.table_oid, h.table_name, h.key, h.local_version, h.remote_version from sterna.conflict_history h`)
+      await beat(2, 30, 10)
+      await settle()
+      expect(
+        (
+          await conn.query(
+            `select reason, sterna.pg_time((local_version).at)::int as local, resolution from sterna.review order by 1, 2`,
+          )
+        ).rows,
+      ).toEqual([
+        { reason: 'manual', local: 9, resolution: 'no_conflict' },
+        { reason: 'manual', local: 15, resolution: null },
+        { reason: 'set_aside', local: 9, resolution: null },
+        { reason: 'set_aside', local: 15, resolution: null },
+      ])
+    })
+
+    it('does a bounded part of a long list at a time', async () => {
+      await beat(2, 20, 10)
+      await beat(2, 30, 10)
+      await conn.exec(`insert into sterna.conflict_history (conflict_type, table_oid, table_name, key, local_version, remote_version, resolution)
+        select 'update_origin_differs', 1, 't', '{}', row(sterna.time_of(9), 3)::sterna.row_version,
+               row(sterna.time_of(25), 2)::sterna.row_version, 'apply_remote' from generate_series(1, 1001)`)
+      expect((await settle()).judged).toBe(1000)
+      expect(await settle()).toEqual({ judged: 1, left: [] })
+    })
+  })
+
   describe('of this node', () => {
     interface Beat {
       applied: Record<string, number>
