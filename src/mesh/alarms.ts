@@ -84,7 +84,7 @@ export function exceptionAlarm(node: string, subject: string, provider: string |
     name: 'exceptions',
     subject,
     message: `${changes} of ${provider ?? 'the provider'} could not be applied on ${node}: the rows differ there`,
-    action: `sterna exceptions list --on ${node} shows them with their reasons. Remove the cause; then: sterna exceptions retry --on ${node}`,
+    action: `sterna exceptions list --on ${node} shows them with their reasons. Remove the cause; then: sterna exceptions retry --all --on ${node}`,
     severity: 'warning',
   }
 }
@@ -95,7 +95,7 @@ export function reviewAlarm(node: string, count: number): Alarm {
     name: 'reviews',
     subject: node,
     message: `${count === 1 ? '1 conflict waits' : `${count} conflicts wait`} for somebody to look at ${count === 1 ? 'it' : 'them'}`,
-    action: `sterna conflicts list --on ${node} shows what; settle each with: sterna conflicts resolve`,
+    action: `sterna conflicts list --open --on ${node} shows what; settle each with: sterna conflicts resolve ID --on ${node}`,
     severity: 'warning',
   }
 }

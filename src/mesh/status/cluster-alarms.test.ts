@@ -101,7 +101,7 @@ describe('agents and subscriptions', () => {
     expect(found.map(({ message, action }) => `${message} -> ${action.split(' shows')[0]}`)).toEqual([
       '1 change of n1 could not be applied on n2: the rows differ there -> sterna exceptions list --on n2',
       '2 changes of n1 could not be applied on n2: the rows differ there -> sterna exceptions list --on n2',
-      '1 conflict waits for somebody to look at it -> sterna conflicts list --on n2',
+      '1 conflict waits for somebody to look at it -> sterna conflicts list --open --on n2',
     ])
   })
 
