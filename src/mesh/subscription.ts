@@ -7,7 +7,7 @@ import { ServerError, sqlstateOf } from '../postgres/server-error.ts'
 import type { LocalWal } from './apply/confirmed-position.ts'
 import type { LocalClock } from './apply/local-clock.ts'
 import { CareChanged } from './apply/careful/care.ts'
-import { AttemptFailed, type Attempt } from './apply/careful/careful-lane.ts'
+import { AttemptFailed, RulesPending, type Attempt } from './apply/careful/careful-lane.ts'
 import { TextTransferNeeded } from './apply/table-catalog.ts'
 import { Backoff, pause } from './backoff.ts'
 import { AnnouncingNeeded, ChangeFlow, UpToReached, type FlowCounters } from './change-flow.ts'
@@ -126,7 +126,7 @@ export class Subscription {
         }
         if (error instanceof SetsChange || error instanceof CareChanged) continue
         if (error instanceof SternaError && error.code === 'EXCEPTION_STOPPED') await this.#stop(error)
-        if (error instanceof DefinitionChanged) {
+        if (error instanceof DefinitionChanged || error instanceof RulesPending) {
           await pause(DEFINITION_CHANGED_PAUSE_MS, signal)
           continue
         }

@@ -94,8 +94,10 @@ export class CarefulLane {
 
   /** Takes the next change of the transaction as the stream brings it. @throws as `take` */
   async takeStreamed(table: CarefulTable, streamed: StreamedChange): Promise<void> {
-    if (!table.isKeyless) this.#lock(table)
-    await this.take(await incomingOf(this.#ask, table, streamed, this.#place!.version))
+    const ready = table.isKeyless ? undefined : this.#lock(table)
+    const incoming = await incomingOf(this.#ask, table, streamed, this.#place!.version)
+    await ready
+    await this.take(incoming)
   }
 
   /** Takes the next change of the transaction. @throws AttemptFailed, EXCEPTION_STOPPED, CareChanged */
@@ -134,7 +136,7 @@ export class CarefulLane {
   async #apply(incoming: Incoming, number: number): Promise<Refusal | 'behind' | null> {
     const { table, change } = incoming
     if (table.isKeyless) return this.#resolve(incoming)
-    this.#lock(table)
+    await this.#lock(table)
     if (change.tag === 'truncate') return this.#truncate(table)
     const held = incoming.held ?? (await this.#holdAll(incoming))
     if ([...held.values()].some((it) => it.isParkedOfOrigin)) return 'behind'
@@ -153,7 +155,7 @@ export class CarefulLane {
     const { table, change } = incoming
     if (table.isKeyless && change.tag === 'insert')
       return this.#store.insert(table, change.values, change.version)
-    this.#lock(table)
+    await this.#lock(table)
     for (let decision = 1; ; decision++) {
       const driver = new Driver(this.#options, table, change, incoming.keys, (key) =>
         this.#streamed.has(`${table.name} ${key}`),
@@ -264,7 +266,7 @@ export class CarefulLane {
 
   async #park(incoming: Incoming, reason: ParkReason): Promise<void> {
     const { table, change, keys } = incoming
-    this.#lock(table)
+    await this.#lock(table)
     const driver = new Driver(this.#options, table, change, keys, () => false)
     const { change: whole, givenUp } = await driver.drive(completeChange(change))
     if (givenUp !== null) await this.#giveUp(table, givenUp, change.version)
@@ -276,11 +278,21 @@ export class CarefulLane {
     await this.#options.care.mark(table)
   }
 
-  /** Between sessions that decide about a table, and those that create rows or delete missing ones in the fast lane. */
-  #lock(table: CarefulTable): void {
+  /**
+   * Once for each table of a transaction. The lock is between sessions that decide about a table, and those that create rows or
+   * delete missing ones in the fast lane.
+   * @throws RulesPending
+   */
+  async #lock(table: CarefulTable): Promise<void> {
     if (this.#locked.has(table.guardOid)) return
     this.#locked.add(table.guardOid)
-    this.#ask.send('select pg_advisory_xact_lock(sterna.tombstone_lock($1::oid))', [String(table.guardOid)])
+    const guard = String(table.guardOid)
+    this.#ask.send('select pg_advisory_xact_lock(sterna.tombstone_lock($1::oid))', [guard])
+    const [row] = await this.#ask.lookup('select sterna.definition_pending($1::oid, $2::integer)', [
+      guard,
+      String(this.#options.originNodeId),
+    ])
+    if (row?.[0] === 't') throw new RulesPending()
   }
 
   async #holdAll({ table, change, keys }: Incoming): Promise<Map<Key, HeldKey>> {
@@ -312,6 +324,11 @@ export class CarefulLane {
     )
     return null
   }
+}
+
+/** By which rules the change is decided is not known yet: it comes behind the fence of a definition. Try again in a moment. */
+export class RulesPending extends Error {
+  override name = 'RulesPending'
 }
 
 /** The transaction must be applied again, in this way. */

@@ -31,6 +31,7 @@ interface Description {
     readonly deltas: readonly string[]
     readonly merge: string | null
     readonly manual: readonly string[]
+    readonly oneWay: 'apply_remote' | 'keep_local' | null
   }
 }
 
@@ -67,6 +68,7 @@ export class CarefulTable {
   readonly guardOid: number
   /** The function that merges two rows; null: none. */
   readonly merge: string | null
+  readonly oneWay: 'apply_remote' | 'keep_local' | null
   readonly #description: Description
   readonly #texts: string
   readonly #keyNames: readonly string[]
@@ -81,6 +83,7 @@ export class CarefulTable {
     this.guardOid = plan.guardOid ?? plan.oid
     this.#description = description
     this.merge = rules.merge
+    this.oneWay = rules.oneWay
     const sent = new Set(plan.remote.columns.map((column) => column.name))
     this.rules = {
       uniques: uniques

@@ -2,12 +2,15 @@ import { assert } from '../../../core/assert.ts'
 import { pgTimeOf } from '../../../core/pg-time.ts'
 import { quoteIdent } from '../../../core/quote.ts'
 import type { Change, Key, Values } from '../../conflict/change.ts'
-import type { KeyedRow } from '../../conflict/key-state.ts'
+import { ABSENT, type KeyedRow } from '../../conflict/key-state.ts'
 import type { Answer, Decision, FetchAnswer, Question } from '../../conflict/question.ts'
 import { compareVersions, type RowVersion } from '../../conflict/version.ts'
 import type { Ask } from './ask.ts'
 import { textSql, type CarefulTable, type HeldKey } from './careful-table.ts'
 import { versionParams, versionSql } from './version-text.ts'
+
+/** Newer than everything. */
+const FOREVER: RowVersion = { time: pgTimeOf(1n << 62n), nodeId: 0 }
 
 export interface DriverOptions {
   readonly ask: Ask
@@ -91,7 +94,7 @@ export class Driver {
         const held =
           this.held.get(question.key) ?? (await this.#table.hold(ask, this.keyValues(question.key), own))
         this.hold(new Map([[question.key, held]]))
-        return { is: 'key', state: held.state, truncated: held.truncated }
+        return { is: 'key', ...this.#asOneWay(held) }
       }
       case 'colliding': {
         const rows = await this.#table.colliding(ask, question.key, question.values, own)
@@ -110,6 +113,19 @@ export class Driver {
       case 'not newer':
         throw new Error('truncates are carried out set by set')
     }
+  }
+
+  /** On a one-way subscription the policy can be that one side always wins: the other one then counts as older than all. */
+  #asOneWay({ state, truncated }: HeldKey): Pick<HeldKey, 'state' | 'truncated'> {
+    const { oneWay } = this.#table
+    if (oneWay === 'apply_remote') {
+      return state.row
+        ? { state: { row: { ...state.row, version: null }, tombstone: null }, truncated: null }
+        : { state: ABSENT, truncated: null }
+    }
+    if (oneWay === 'keep_local' && state.row?.version?.nodeId !== this.#options.originNodeId && state.row)
+      return { state: { row: { ...state.row, version: FOREVER }, tombstone: null }, truncated }
+    return { state, truncated }
   }
 
   async #baseFacts({ key, local }: Question & { ask: 'base' }): Promise<Answer> {
