@@ -62,19 +62,19 @@ export async function benchOverhead(options: {
       await connection.exec('set synchronous_commit = off')
       return connection
     }
-    const ours = await connect(dsn)
-    await ours.exec('create database native')
-    const native = await connect(dsn.replace(/\/\w+$/, '/native'))
-    for (const connection of [ours, native])
+    const node = await connect(dsn)
+    await node.exec('create database native')
+    const plain = await connect(dsn.replace(/\/\w+$/, '/native'))
+    for (const connection of [node, plain])
       await connection.exec('create table t (id int primary key, v text)')
-    await installSchema(ours)
-    await ours.query(`select sterna.node_create('n1', $1)`, [dsn])
+    await installSchema(node)
+    await node.query(`select sterna.node_create('n1', $1)`, [dsn])
     const drains = new Map(WORKS.map(({ id }) => [id, { ours: [] as Drain[], native: [] as Drain[] }]))
     for (let round = 1; round <= rounds; round++) {
       const order = round % 2 === 1 ? (['ours', 'native'] as const) : (['native', 'ours'] as const)
       for (const name of order) {
-        const connection = name === 'ours' ? ours : native
-        await ours.exec('truncate sterna.tombstone')
+        const connection = name === 'ours' ? node : plain
+        await node.exec('truncate sterna.tombstone')
         await connection.exec('vacuum t')
         await connection.exec('checkpoint')
         for (const { id, sql } of WORKS) {
@@ -86,21 +86,21 @@ export async function benchOverhead(options: {
     }
     const results = WORKS.map(({ id, title }): WorkResult => {
       const both = drains.get(id)!
-      const sides = { ours: summarize(both.ours, rows), native: summarize(both.native, rows) }
-      const ratio = sides.ours.rate / sides.native.rate
-      const cpuRatio = sides.ours.cpuSeconds.total / sides.native.cpuSeconds.total
+      const ours = summarize(both.ours, rows)
+      const native = summarize(both.native, rows)
       return {
         work: id,
         title: `${rows} ${title}`,
         amount: rows,
         unit: 'rows',
         rounds,
-        ...sides,
-        ratio,
-        cpuRatio,
+        ours,
+        native,
+        ratio: ours.rate / native.rate,
+        cpuRatio: ours.cpuSeconds.total / native.cpuSeconds.total,
       }
     })
-    return { serverVersion: ours.parameter('server_version') ?? 'unknown', results }
+    return { serverVersion: node.parameter('server_version') ?? 'unknown', results }
   } finally {
     await Promise.all(connections.map((connection) => connection.close()))
     await servers.stop()

@@ -6,11 +6,12 @@ export class KeyedLock {
   hold<T>(key: string, work: () => Promise<T>): Promise<T> {
     const before = this.#last.get(key) ?? Promise.resolve()
     const result = before.then(work, work)
-    const last = result.catch(() => undefined)
+    const last: Promise<unknown> = result
+      .catch(() => undefined)
+      .finally(() => {
+        if (this.#last.get(key) === last) this.#last.delete(key)
+      })
     this.#last.set(key, last)
-    void last.then(() => {
-      if (this.#last.get(key) === last) this.#last.delete(key)
-    })
     return result
   }
 }

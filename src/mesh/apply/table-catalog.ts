@@ -40,7 +40,7 @@ export class TableCatalog {
 
   /** After DDL: what is known of local tables may be wrong. */
   forget(): void {
-    for (const { remote } of [...this.#tables.values()]) this.add(remote)
+    for (const [id, { remote }] of this.#tables) this.#tables.set(id, newTable(remote))
     this.#careful.clear()
   }
 

@@ -144,8 +144,8 @@ export class CarefulLane {
       return await this.#resolve({ ...incoming, held })
     } catch (error) {
       if (error instanceof LaterRefusal) {
-        const park = new Map([...(this.#attempt?.park ?? []), [number, error.refusal] as const])
-        throw new AttemptFailed({ lsn: this.#place!.lsn, park, discard: null })
+        const refused = new Map([...(this.#attempt?.park ?? []), [number, error.refusal] as const])
+        throw new AttemptFailed({ lsn: this.#place!.lsn, park: refused, discard: null })
       }
       return refusalOf(error)
     }

@@ -257,9 +257,9 @@ export class CarefulTable {
   }
 
   /** Notes which version the row with the key in the parameters has, if its xmin says another one. */
-  async clock(ask: Ask, key: Key, keyValues: readonly Param[], version: RowVersion | null): Promise<void> {
+  clock(ask: Ask, key: Key, keyValues: readonly Param[], version: RowVersion | null): void {
     const n = keyValues.length
-    await ask.lookup(
+    ask.send(
       `insert into sterna.row_clock (table_oid, key_hash, row_xmin, version)
        select ${this.guardOid}, $${n + 1}::bigint, t.xmin, case when $${n + 2}::bigint is not null then row(sterna.time_of($${n + 2}::bigint), $${n + 3}::integer)::sterna.row_version end
          from ${this.plan.rows} t where ${this.#keyIs()}
