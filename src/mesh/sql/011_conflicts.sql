@@ -395,9 +395,10 @@ declare
   v_last record;
 begin
   perform sterna.require_apply_session();
-  select coalesce(s.version, sterna.version_of_xmin(s.xmin, null)) into v_local
-    from sterna.tombstone s where s.table_oid = guard and s.key_hash = hash;
-  select sterna.version_of_xmin(u.xmin, null) into v_truncated from sterna.truncation u where u.table_oid = guard;
+  -- Assigned, since SELECT INTO would take the version for the first of its fields.
+  v_local := (select coalesce(s.version, sterna.version_of_xmin(s.xmin, null))
+                from sterna.tombstone s where s.table_oid = guard and s.key_hash = hash);
+  v_truncated := (select sterna.version_of_xmin(u.xmin, null) from sterna.truncation u where u.table_oid = guard);
   if sterna.version_greater(v_truncated, v_local) then
     v_local := v_truncated;
   end if;
