@@ -164,6 +164,7 @@ begin
       else
         insert into sterna.truncation as u (table_oid, times) values (%3$s, 1)
         on conflict (table_oid) do update set times = u.times + 1;
+        perform sterna.truncate_aside(%3$s);
       end if;
       return null;
     end $g$ $f$,

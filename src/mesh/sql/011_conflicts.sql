@@ -568,6 +568,17 @@ end $body$, statement));
   execute format('revoke all on function %s from public', v_function);
 end $$;
 
+-- A local truncate is newer than everything: rows aside go with it.
+create function sterna.truncate_aside(guard oid) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  delete from sterna.aside a where a.table_oid = guard;
+  if found then
+    update sterna.review r set closed_at = clock_timestamp(), resolution = 'the table was truncated'
+     where r.table_oid = guard and r.reason = 'set_aside' and r.closed_at is null;
+  end if;
+end $$;
+
 -- The history as users of Spock know it.
 create view sterna.resolutions as
   select h.id, (select n.node_name from sterna.local_node l join sterna.node n using (node_id)) as node_name,
@@ -588,7 +599,7 @@ begin
      where p.pronamespace = 'sterna'::regnamespace
        and p.proname in ('careful_mark', 'careful_clean', 'pg_time', 'time_of', 'node_of_origin', 'version_of_xmin', 'version_of_row',
                          'version_greater', 'row_texts', 'key_of_texts', 'record_conflict', 'side_facts', 'require_apply_session', 'index_equality',
-                         'describe_careful', 'met_tombstone', 'version_json', 'fetch_row', 'base_facts', 'careful_function')
+                         'describe_careful', 'truncate_aside', 'met_tombstone', 'version_json', 'fetch_row', 'base_facts', 'careful_function')
   loop
     execute format('revoke all on function %s from public', v_function);
   end loop;

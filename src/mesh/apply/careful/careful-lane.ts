@@ -191,7 +191,7 @@ export class CarefulLane {
       const loser = driver.versionOf(collision.key) ?? change.version
       const operation = change.tag === 'insert' ? 'insert' : 'update'
       this.#recordConflict(
-        collisionType(operation, [collision]),
+        collisionType(operation, collisions),
         table,
         table.keyObject(driver.keyValues(collision.key)),
         driver.valuesOf(collision.inFavourOf),
