@@ -59,15 +59,24 @@ drop function sterna.heartbeat_write(text);
 create function sterna.heartbeat_write(sterna_version text, seen jsonb default null, seen_at timestamptz default null) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-  -- The clock is read before the transaction ids: commit timestamps are not in the order of commits.
+  -- The clock is read before the transaction ids: commit timestamps are not in the order of commits. What has an older timestamp
+  -- has a smaller id than this transaction; and a snapshot does not tell of running ones that began after the last that ended,
+  -- so its xmax would not do.
   v_now constant timestamptz := clock_timestamp();
+  v_xid constant xid8 := pg_current_xact_id();
+  v_running_from xid8;
   v_mark record;
   v_complete timestamptz;
 begin
+  v_running_from := pg_snapshot_xmin(pg_current_snapshot());
   select m.marked_at, m.next_xid into v_mark from sterna.heartbeat_mark m;
-  if v_mark is null or pg_snapshot_xmin(pg_current_snapshot()) >= v_mark.next_xid then
+  if v_running_from >= v_xid then
+    v_complete := v_now;
+  elsif v_running_from >= v_mark.next_xid then
     v_complete := v_mark.marked_at;
-    insert into sterna.heartbeat_mark as m (marked_at, next_xid) values (v_now, pg_snapshot_xmax(pg_current_snapshot()))
+  end if;
+  if v_mark is null or v_complete is not null then
+    insert into sterna.heartbeat_mark as m (marked_at, next_xid) values (v_now, v_xid)
       on conflict (singleton) do update set marked_at = excluded.marked_at, next_xid = excluded.next_xid;
   end if;
   insert into sterna.heartbeat as h (node_id, beat_at, beats, wal_lsn, sterna_version, complete_until, applied, seen, seen_at)

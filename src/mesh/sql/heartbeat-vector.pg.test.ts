@@ -290,6 +290,36 @@ describe.each(MATRIX)('heartbeats on version %s', (server) => {
       expect(begun.seen).toEqual({ 2: begun.now, 3: begun.now })
     })
 
+    it('claims only what came before every transaction that has begun to write', async () => {
+      const claim = async (): Promise<{ now: boolean; at: string }> => {
+        const row = await conn.row<{ now: boolean; at: string }>(
+          'select complete_until = beat_at as now, complete_until::text as at from sterna.heartbeat where node_id = 1',
+        )
+        return row!
+      }
+      await beat({})
+      const first = await claim()
+      expect(first.now).toBe(true)
+      const other = await PgConnection.connect(servers.nodes[0]!.dsn)
+      // Nothing with a greater id has ended: so a snapshot does not mention it.
+      await other.exec('begin; select pg_current_xact_id()')
+      await beat({})
+      await beat({})
+      expect(await claim()).toEqual({ now: false, at: first.at })
+      const third = await PgConnection.connect(servers.nodes[0]!.dsn)
+      await third.exec('begin; select pg_current_xact_id()')
+      await other.exec('commit')
+      await beat({})
+      // Up to the first beat that knew nothing but what has ended since.
+      const later = await claim()
+      expect(later.now).toBe(false)
+      expect(later.at > first.at).toBe(true)
+      await third.exec('commit')
+      await beat({})
+      expect((await claim()).now).toBe(true)
+      await Promise.all([other.close(), third.close()])
+    })
+
     it('says when that was read', async () => {
       expect((await beat({})).early).toBe(0)
       const row = await conn.row<{ at: string }>(`select (clock_timestamp() - interval '1 min')::text as at`)
