@@ -16,7 +16,7 @@ import { startMesh, type TestMesh } from './harness/mesh.ts'
  */
 
 const ROOT = fileURLToPath(new URL('..', import.meta.url))
-const PAGES = ['README.md', 'docs/sql.md', 'docs/ddl.md', 'docs/operating.md']
+const PAGES = ['README.md', 'docs/sql.md', 'docs/ddl.md', 'docs/conflicts.md', 'docs/operating.md']
 const HAS_PSQL = spawnSync('psql', ['--version']).status === 0
 
 interface Example {

@@ -233,9 +233,11 @@ describe.skipIf(layout.missing !== null)(`review and exceptions, ${layout.name}`
         ['n3', first, '23514'],
         ['n3', second, '23514'],
       ])
-      await n3.exec('alter table picky drop constraint small')
       await sterna('exceptions', 'drop', second!, '--on', 'n3', '--yes')
-      await sterna('exceptions', 'retry', first!, '--on', 'n3')
+      // Not by itself: its cause goes, and its next retry with it.
+      await n3.exec(`begin; lock table picky in access exclusive mode; update sterna.exception set next_retry_at = null;
+        alter table picky drop constraint small; commit`)
+      await sterna('exceptions', 'retry', '--all', '--on', 'n3')
       await story.becomes(n3, 'select id, v from picky order by id', [
         { id: 1, v: 5 },
         { id: 2, v: 50 },
@@ -250,6 +252,24 @@ describe.skipIf(layout.missing !== null)(`review and exceptions, ${layout.name}`
         { id: 3, v: 6 },
         { id: 4, v: 7 },
       ])
+    })
+
+    test('a whole transaction, where the subscription says so: on demand only', async () => {
+      await sterna('sub', 'set-on-exception', 'sub_n3_n1', 'transdiscard', '--on', 'n3')
+      await n3.exec('set sterna.ddl_replication = off')
+      await n3.exec('alter table picky add constraint small check (v < 80)')
+      await story.mesh.settle()
+      await n1.exec(
+        'begin; insert into picky values (11, 1); insert into item values (11); insert into picky values (12, 90); commit',
+      )
+      await agreed(async () => expect(await parked()).toHaveLength(3), 20_000)
+      expect(await n3.query('select id from picky where id > 10')).toEqual([])
+      await n3.exec('alter table picky drop constraint small')
+      await sterna('exceptions', 'retry', (await parked())[0]!, '--on', 'n3')
+      await story.becomes(n3, 'select id from picky where id > 10', [{ id: 11 }])
+      await sterna('exceptions', 'retry', '--all', '--on', 'n3')
+      await story.comesTo('select id from picky where id > 10 order by id', [{ id: 11 }, { id: 12 }])
+      await agreed(async () => expect(await parked()).toEqual([]))
     })
   })
 })
