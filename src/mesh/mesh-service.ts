@@ -9,6 +9,7 @@ import type { LocalWal } from './apply/confirmed-position.ts'
 import { repairTables } from './apply/careful/visibility-repair.ts'
 import { Backoff, pause } from './backoff.ts'
 import { Beside } from './beside.ts'
+import { ClockWatch } from './clock-watch.ts'
 import { ConflictHousekeeping, readConflictQueues, type ConflictQueues } from './conflict-housekeeping.ts'
 import {
   lsnAsNumber,
@@ -69,6 +70,7 @@ export class MeshService {
   #lastKnown: readonly SubscriptionReport[] = []
   readonly #cleaning: Beside
   readonly #repairing: Beside
+  readonly #clockWatch: ClockWatch
   readonly #origins = new KeyedLock()
   readonly #housekeeping: ConflictHousekeeping
   #queues: ConflictQueues | null = null
@@ -83,6 +85,7 @@ export class MeshService {
     this.#repairing = new Beside((error) =>
       options.log.debug({ reason: messageOf(error) }, 'rows aside cannot be repaired yet'),
     )
+    this.#clockWatch = new ClockWatch(options)
     this.#housekeeping = new ConflictHousekeeping(options.log)
   }
 
@@ -121,9 +124,9 @@ export class MeshService {
       connected: this.#connected,
       startedAtMs: this.#startedAtMs,
       subscriptions: this.#subscriptions(),
-      alarms: this.#alarms(),
       openReviews: this.#queues?.openReviews ?? null,
       rowsAside: this.#queues?.rowsAside ?? null,
+      alarms: [...this.#alarms(), ...this.#clockWatch.alarms()],
       lastError: this.#lastError,
     }
   }
@@ -201,6 +204,7 @@ export class MeshService {
           await this.#reconcile(around, both)
           this.#lastKnown = []
         }
+        await this.#clockWatch.check(control, both)
         await this.#beat(control, around.clock)
         await this.#housekeeping.work(control)
         this.#repairing.run(() => repairTables(control, this.#options.target, local.nodeName))
@@ -220,6 +224,7 @@ export class MeshService {
     } finally {
       if (this.#running.size > 0) this.#lastKnown = this.#subscriptions()
       this.#connected = false
+      this.#clockWatch.pause()
       await Promise.all([this.#stopAll(), fence.stop()])
       await control.close()
     }

@@ -210,7 +210,9 @@ begin
   loop
     perform sterna.tombstone_detach(v_oid);
   end loop;
-  if v_until is null or exists (select from sterna.tombstone_mark m where m.cleaned_until >= v_until) then
+  if v_until is null or exists (select from sterna.tombstone_mark m where m.cleaned_until >= v_until)
+     -- Deletes that the clock dated too early are to be sent again.
+     or exists (select from sterna.clock_state c where c.doubt_until is not null) then
     return 0;
   end if;
   delete from sterna.tombstone s
