@@ -12,6 +12,7 @@ import { repsetCommand } from './repset.ts'
 import { sqlCommand } from './sql.ts'
 import { statusCommand } from './status.ts'
 import { subCommand } from './sub.ts'
+import { tableCommand } from './table.ts'
 import { upCommand } from './up.ts'
 
 const commands = [
@@ -25,6 +26,7 @@ const commands = [
   nodeCommand(),
   subCommand(),
   repsetCommand(),
+  tableCommand(),
   conflictsCommand(),
   exceptionsCommand(),
   agentCommand(),

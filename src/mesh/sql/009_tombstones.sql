@@ -117,6 +117,9 @@ declare
   v_shape text;
   v_settings text := 'set search_path = pg_catalog, pg_temp';
 begin
+  if to_regprocedure('sterna.rules_attach(oid)') is not null then
+    perform sterna.rules_attach(v_root);
+  end if;
   if v_key is null or sterna.table_key_problem(v_root) is not null then
     perform sterna.tombstone_detach(v_root);
     return;
@@ -316,13 +319,14 @@ begin
     perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
     continue when v_table is null or not exists (select from sterna.guarded g where g.table_oid = sterna.root_table(v_table));
     for v_leaf in
-      select t.tgrelid::regclass as name from pg_trigger t
-       where t.tgname = 'sterna_rekey'
+      select t.tgname, t.tgrelid::regclass as name from pg_trigger t
+       where t.tgname in ('sterna_rekey', 'sterna_unseen_key', 'sterna_keep_key')
          and t.tgrelid in (select sterna.root_table(v_table) union select p.relid from pg_partition_tree(sterna.root_table(v_table)) p)
     loop
-      execute format('drop trigger sterna_rekey on %s', v_leaf.name);
+      execute format('drop trigger %I on %s', v_leaf.tgname, v_leaf.name);
     end loop;
     delete from sterna.guarded g where g.table_oid = sterna.root_table(v_table);
+    update sterna.ruled_table r set shape = '' where r.table_oid = sterna.root_table(v_table);
   end loop;
 end $$;
 

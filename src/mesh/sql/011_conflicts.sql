@@ -217,7 +217,8 @@ begin
      and not exists (select from sterna.exception e where e.table_oid = c.table_oid)
      and not exists (select from sterna.tombstone s where s.table_oid = c.table_oid and s.remainder is not null)
      and not exists (select from sterna.delta_column d where d.table_oid = c.table_oid)
-     and not exists (select from sterna.policy p where p.table_oid = c.table_oid and p.policy <> 'manual');
+     and not exists (select from sterna.policy p where p.table_oid = c.table_oid and p.policy <> 'manual')
+     and not sterna.definition_pending(c.table_oid);
   if found then
     update sterna.careful_state set epoch = epoch + 1;
   end if;

@@ -361,7 +361,7 @@ begin
   v_problem := sterna.delta_problem(relation, column_name);
   if v_problem is not null then
     raise exception 'column % of table % cannot be a delta column: %', quote_ident(column_name), relation, v_problem
-      using errcode = 'ST160', hint = 'Delta columns are described in docs/conflicts.md.';
+      using errcode = 'ST160', hint = 'Delta columns are described in docs/policies.md.';
   end if;
   return sterna.definition_open('delta_add', relation, jsonb_build_object('column', column_name), true);
 end $$;
@@ -392,7 +392,7 @@ begin
   v_problem := sterna.policy_problem(relation, policy_set.conflict_type, policy_set.policy, policy_set.merge_function);
   if v_problem is not null then
     raise exception 'policy % cannot be set for table %: %', policy_set.policy, relation, v_problem
-      using errcode = 'ST161', hint = 'Policies are described in docs/conflicts.md.';
+      using errcode = 'ST161', hint = 'Policies are described in docs/policies.md.';
   end if;
   select p.policy || coalesce(' ' || p.merge_function, '') into v_present
     from sterna.policy p where p.table_oid = relation and p.policy in ('merge', 'apply_remote', 'keep_local');
@@ -860,7 +860,17 @@ declare
   v_trigger record;
   v_key_changed text;
   v_settings text := 'set search_path = pg_catalog, pg_temp';
+  v_unfit name;
 begin
+  select d.name into v_unfit
+    from sterna.delta_columns(v_root, false) d join pg_attribute a on a.attrelid = v_root and a.attname = d.name
+   where not a.attnotnull or d.type <> all ('{smallint,integer,bigint,numeric,money}'::regtype[]) or d.type = 'numeric'::regtype and a.atttypmod = -1;
+  if v_unfit is not null or v_key is null and v_full then
+    raise exception 'table % has delta columns or a merge function', v_root::regclass
+      using errcode = 'ST160',
+            detail = case when v_unfit is null then 'It would lose its key.' else format('Column %I would not be fit to be a delta column.', v_unfit) end,
+            hint = 'Take these back first: sterna.delta_remove, sterna.policy_unset; declare them again afterwards.';
+  end if;
   if not v_full and not (v_wanted -> 'gate')::boolean then
     if exists (select from sterna.ruled_table r where r.table_oid = v_root) then
       perform sterna.rules_detach(v_root);
