@@ -6,7 +6,7 @@ import type { PgConnection } from '../postgres/connection.ts'
 import type { ConnectTarget } from '../postgres/dsn.ts'
 import { ReplicationStream, type StreamHandler } from '../postgres/replication-stream.ts'
 import { ServerError } from '../postgres/server-error.ts'
-import { Applier } from './apply/applier.ts'
+import { Applier, type ApplierOptions } from './apply/applier.ts'
 import {
   ApplySession,
   type ApplyHandler,
@@ -41,6 +41,8 @@ export interface FlowOptions {
   readonly filterOrigins: boolean
   readonly applyDelayMs: number
   readonly onException: OnException
+  /** See ApplierOptions. */
+  readonly postpone: ApplierOptions['postpone']
   /** How to apply the transaction that failed before; null: none did. */
   readonly attempt: Attempt | null
   readonly clock: LocalClock
@@ -163,6 +165,7 @@ export class ChangeFlow implements StreamHandler, ApplyHandler {
         applyDelayMs: options.applyDelayMs,
         onException: options.onException,
         fetch: (table, key) => this.#rows.fetch(table, key, signal),
+        postpone: options.postpone,
         attempt: options.attempt,
         signal,
         onClockAhead: options.onClockAhead,
@@ -240,7 +243,7 @@ export class ChangeFlow implements StreamHandler, ApplyHandler {
     // The fast lane cannot tell one change of a transaction from another: it is applied again, one by one.
     const isNew = failed !== undefined && attempt?.lsn !== failed
     if (isNew && refused instanceof SternaError && refused.code === 'APPLY_FAILED')
-      this.#fail(new AttemptFailed({ lsn: failed, park: new Map(), discard: null }))
+      this.#fail(new AttemptFailed({ lsn: failed, park: new Map(), discard: null }, refused.message))
     else this.#fail(refused)
   }
 

@@ -8,6 +8,7 @@ import type { LocalWal } from './apply/confirmed-position.ts'
 import type { LocalClock } from './apply/local-clock.ts'
 import { CareChanged } from './apply/careful/care.ts'
 import { AttemptFailed, RulesPending, type Attempt } from './apply/careful/careful-lane.ts'
+import { POSTPONE_SQL, postponeParams } from './apply/careful/exceptions.ts'
 import { TextTransferNeeded } from './apply/table-catalog.ts'
 import { Backoff, pause } from './backoff.ts'
 import { AnnouncingNeeded, ChangeFlow, UpToReached, type FlowCounters } from './change-flow.ts'
@@ -119,7 +120,7 @@ export class Subscription {
         if (error instanceof AttemptFailed) {
           this.#repeated = error.attempt
           this.#log.info(
-            { lsn: formatLsn(error.attempt.lsn) },
+            { lsn: formatLsn(error.attempt.lsn), reason: error.message },
             'a change was refused: its transaction is applied again, one by one',
           )
           continue
@@ -382,6 +383,9 @@ export class Subscription {
         filterOrigins: link.connection.majorVersion >= 16,
         applyDelayMs: this.#definition.applyDelayMs,
         onException: this.#definition.onException,
+        postpone: async (id, refusal) => {
+          await this.#around.control.query(POSTPONE_SQL, postponeParams(id, refusal))
+        },
         attempt: this.#repeated,
         clock,
         localWal,

@@ -17,8 +17,10 @@ import type { Key, Values } from '../conflict/change.ts'
 import type { RowVersion } from '../conflict/version.ts'
 import type { ApplySession } from './apply-session.ts'
 import { CarefulLane, type Attempt, type LaneOptions } from './careful/careful-lane.ts'
-import { nextRetriable, postpone, type ParkedEntry } from './careful/exceptions.ts'
+import { nextRetriable, postpone, settleRetried, type ParkedEntry } from './careful/exceptions.ts'
 import type { StreamedChange } from './careful/incoming.ts'
+import { CareChanged } from './careful/care.ts'
+import { LaterRefusal, type Refusal } from './careful/row-store.ts'
 import { incomingOfMessage, messageOf, ROW_MESSAGE } from './careful/row-message.ts'
 import { FastLane, type Table } from './fast-lane.ts'
 import type { LocalClock } from './local-clock.ts'
@@ -37,6 +39,8 @@ export interface ApplierOptions {
   readonly originName: string
   readonly onException: LaneOptions['onException']
   readonly fetch: LaneOptions['fetch']
+  /** Puts the retry of a parked change off, in another session. */
+  readonly postpone: (id: string, refusal: Refusal) => Promise<void>
   /** How to apply the transaction that failed before; null: none did. */
   readonly attempt: Attempt | null
   readonly nodes: FlowNodes
@@ -166,9 +170,14 @@ export class Applier {
       if (change.tag === 'update' && change.oldKey !== change.key)
         keys.set(change.key, table.keyValues(change.values as Values))
     }
-    const refusal = await this.#careful.retry({ table, change, keys })
+    const refusal = await this.#careful.retry({ table, change, keys }).catch(async (error: unknown) => {
+      if (!(error instanceof LaterRefusal)) throw error
+      // The transaction holds a part of the change: it cannot be committed, not even to put the retry off.
+      await this.#options.postpone(id, error.refusal)
+      throw new CareChanged()
+    })
     if (refusal) postpone(this.#session, id, refusal)
-    else this.#session.send('delete from sterna.exception where id = $1', [id])
+    else settleRetried(this.#session, id)
     if (this.#careful.hasCalledOwner) this.#fast.guarded = true
     this.#fast.finish()
     const transaction = { finalLsn: lsn, endLsn: lsn, commitTime: version.time, changes: refusal ? 0 : 1 }
@@ -293,7 +302,8 @@ export class Applier {
   /** Whether a change of this table is decided one by one. */
   #needsCare(plan: TablePlan): boolean {
     if (plan.keyPositions.length === 0) return this.#isRepeated
-    return plan.guardOid !== null && (this.#isRepeated || this.#session.care.includes(plan.guardOid))
+    if (plan.remote.schema === 'sterna') return false
+    return this.#isRepeated || this.#session.care.includes(plan.guardOid ?? plan.oid)
   }
 
   async #carefully(plan: TablePlan, streamed: StreamedChange): Promise<void> {
@@ -359,11 +369,10 @@ export class Applier {
       const careful = this.#needsCare(plan) ? await this.#tables.careful(plan) : null
       // Of a table with delta columns the rows were deleted, one by one, before.
       if (careful && careful.rules.deltas.length > 0) continue
-      this.#fast.truncate(table, plan)
       if (careful) {
         const change = { tag: 'truncate', version: this.#version() } as const
         await this.#careful.take({ table: careful, change, keys: new Map() })
-      }
+      } else this.#fast.truncate(table, plan)
       if (restartIdentity) {
         await this.#session.lookup('select sterna.apply_restart_identity($1, $2)', [
           table.remote.schema,

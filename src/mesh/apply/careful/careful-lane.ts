@@ -124,7 +124,7 @@ export class CarefulLane {
     const { onException } = this.#options
     if (onException === 'park') return this.#park(incoming, { tag: 'failed', refusal })
     if (onException === 'transdiscard')
-      throw new AttemptFailed({ lsn: this.#place!.lsn, park: new Map(), discard: refusal })
+      throw new AttemptFailed({ lsn: this.#place!.lsn, park: new Map(), discard: refusal }, refusal.message)
     throw new SternaError('EXCEPTION_STOPPED', {
       table: incoming.table.plan.label,
       operation: incoming.change.tag,
@@ -137,7 +137,7 @@ export class CarefulLane {
     const { table, change } = incoming
     if (table.isKeyless) return this.#resolve(incoming)
     await this.#lock(table)
-    if (change.tag === 'truncate') return this.#truncate(table)
+    if (change.tag === 'truncate') return this.#truncate(table, change.version)
     const held = incoming.held ?? (await this.#holdAll(incoming))
     if ([...held.values()].some((it) => it.isParkedOfOrigin)) return 'behind'
     try {
@@ -145,7 +145,10 @@ export class CarefulLane {
     } catch (error) {
       if (error instanceof LaterRefusal) {
         const refused = new Map([...(this.#attempt?.park ?? []), [number, error.refusal] as const])
-        throw new AttemptFailed({ lsn: this.#place!.lsn, park: refused, discard: null })
+        throw new AttemptFailed(
+          { lsn: this.#place!.lsn, park: refused, discard: null },
+          error.refusal.message,
+        )
       }
       return refusalOf(error)
     }
@@ -153,6 +156,7 @@ export class CarefulLane {
 
   async #resolve(incoming: Incoming): Promise<Refusal | null> {
     const { table, change } = incoming
+    if (change.tag === 'truncate') return this.#store.truncate(table, change.version)
     if (table.isKeyless && change.tag === 'insert')
       return this.#store.insert(table, change.values, change.version)
     await this.#lock(table)
@@ -295,34 +299,19 @@ export class CarefulLane {
     if (row?.[0] === 't') throw new RulesPending()
   }
 
+  /** What of its own origin is parked at the table is void. */
+  async #truncate(table: CarefulTable, version: RowVersion): Promise<Refusal | null> {
+    this.#ask.send(
+      'delete from sterna.exception where table_oid = $1::oid and origin_node_id = $2::integer',
+      [String(table.guardOid), String(version.nodeId)],
+    )
+    return this.#store.truncate(table, version)
+  }
+
   async #holdAll({ table, change, keys }: Incoming): Promise<Map<Key, HeldKey>> {
     const own = this.#place!.version
     const held = (keysOf(change) ?? []).map((key) => table.hold(this.#ask, keys.get(key)!, own))
     return new Map((await Promise.all(held)).map((it) => [it.key, it]))
-  }
-
-  /** Besides what the truncate of the table itself removes: rows aside and rows of another version than their xmin says. */
-  #truncate(table: CarefulTable): null {
-    const { version } = this.#place!
-    const own = versionParams(version)
-    const guard = String(table.guardOid)
-    if (table.plan.runAs === null) {
-      this.#ask.send(
-        `delete from ${table.plan.rows} t using sterna.row_clock r
-          where r.table_oid = $1::oid and r.row_xmin = t.xmin and r.key_hash = ${table.rowHashSql}
-            and not sterna.version_greater(r.version, ${versionSql(2)})`,
-        [guard, ...own],
-      )
-    }
-    this.#ask.send(
-      `delete from sterna.aside a where a.table_oid = $1::oid and not sterna.version_greater(a.version, ${versionSql(2)})`,
-      [guard, ...own],
-    )
-    this.#ask.send(
-      'delete from sterna.exception e where e.table_oid = $1::oid and e.origin_node_id = $2::integer',
-      [guard, String(version.nodeId)],
-    )
-    return null
   }
 }
 
@@ -335,8 +324,8 @@ export class RulesPending extends Error {
 export class AttemptFailed extends Error {
   override name = 'AttemptFailed'
   readonly attempt: Attempt
-  constructor(attempt: Attempt) {
-    super('the transaction is applied again')
+  constructor(attempt: Attempt, reason: string) {
+    super(reason)
     this.attempt = attempt
   }
 }

@@ -1,4 +1,3 @@
-import { assert } from '../../../core/assert.ts'
 import { pgTimeOf } from '../../../core/pg-time.ts'
 import { quoteIdent, quoteLiteral } from '../../../core/quote.ts'
 import type { Key, Values } from '../../conflict/change.ts'
@@ -11,6 +10,7 @@ import { versionOf, versionParams, type VersionJson } from './version-text.ts'
 
 const INT8_OID = 20
 const INT4_OID = 23
+const TIMESTAMPTZ_OID = 1184
 const LONG_AGO: RowVersion = { time: pgTimeOf(-(1n << 62n)), nodeId: 0 }
 
 interface Description {
@@ -77,7 +77,6 @@ export class CarefulTable {
 
   private constructor(plan: TablePlan, description: Description) {
     const { name, rules, uniques } = description
-    assert(plan.guardOid !== null || plan.keyPositions.length === 0, 'a table with a key has a guard')
     this.plan = plan
     this.name = name
     this.guardOid = plan.guardOid ?? plan.oid
@@ -253,6 +252,14 @@ export class CarefulTable {
     return {
       sql: `delete from ${this.plan.rows} t where ${this.#keyIs()} and ${admitted(this.plan)}`,
       types: this.keyTypes,
+    }
+  }
+
+  /** The statement that takes all rows away that are not newer than the truncate at `$1`. */
+  truncateStatement(nodeId: number): { readonly sql: string; readonly types: readonly number[] } {
+    return {
+      sql: `delete from ${this.plan.rows} t where ${admitted(this.plan)} and sterna.version_not_greater(t.xmin, $1, ${nodeId})`,
+      types: [TIMESTAMPTZ_OID],
     }
   }
 

@@ -22,7 +22,7 @@ export interface ParkedEntry {
   readonly key: Values
 }
 
-const FIRST_RETRY = "interval '5 seconds'"
+const FIRST_RETRY = "interval '30 seconds'"
 
 /** Puts a change into sterna.exception. `key`: as in ParkedEntry. */
 export function park(
@@ -91,14 +91,28 @@ export async function nextRetriable(ask: Ask, nodeId: number): Promise<ParkedEnt
   }
 }
 
-/** Puts the next retry of an entry off: twice as long each time, up to ten minutes. */
-export function postpone(ask: Ask, id: string, refusal: Refusal): void {
+/** An entry has been applied: it goes, and what was parked behind it is due. */
+export function settleRetried(ask: Ask, id: string): void {
   ask.send(
-    `update sterna.exception set retries = retries + 1, last_retry_at = clock_timestamp(), sqlstate = $2, message = $3, detail = $4, reason = 'failed',
-            next_retry_at = clock_timestamp() + least(${FIRST_RETRY} * 2 ^ least(retries, 10), interval '10 minutes')
-      where id = $1`,
-    [id, refusal.sqlstate, refusal.message, refusal.detail],
+    `with gone as (delete from sterna.exception where id = $1 returning table_oid, origin_node_id)
+     update sterna.exception e set next_retry_at = clock_timestamp() from gone g
+      where e.table_oid = g.table_oid and e.origin_node_id = g.origin_node_id and e.reason = 'behind'`,
+    [id],
   )
+}
+
+/** Puts the next retry of an entry off: twice as long each time, up to ten minutes. */
+export function postpone(ask: Pick<Ask, 'send'>, id: string, refusal: Refusal): void {
+  ask.send(POSTPONE_SQL, postponeParams(id, refusal))
+}
+
+export const POSTPONE_SQL = `
+  update sterna.exception set retries = retries + 1, last_retry_at = clock_timestamp(), sqlstate = $2, message = $3, detail = $4, reason = 'failed',
+         next_retry_at = clock_timestamp() + least(${FIRST_RETRY} * 2 ^ least(retries, 10), interval '10 minutes')
+   where id = $1`
+
+export function postponeParams(id: string, { sqlstate, message, detail }: Refusal): (string | null)[] {
+  return [id, sqlstate, message, detail]
 }
 
 function changeOf(

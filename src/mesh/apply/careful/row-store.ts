@@ -1,3 +1,4 @@
+import { formatPgTime } from '../../../core/pg-time.ts'
 import type { Key, Values } from '../../conflict/change.ts'
 import { areZero } from '../../conflict/deltas.ts'
 import type { Write } from '../../conflict/resolve.ts'
@@ -77,6 +78,36 @@ export class RowStore {
     const { names, texts } = writable(table, values)
     const { sql, types } = table.putStatement(names)
     return this.#call(table, sql, types, texts, stamp)
+  }
+
+  /** Takes all rows of a table away that are not newer than this, those aside too, and remembers it. */
+  async truncate(table: CarefulTable, stamp: RowVersion): Promise<Refusal | null> {
+    const guard = String(table.guardOid)
+    const version = versionParams(stamp)
+    const { sql, types } = table.truncateStatement(stamp.nodeId)
+    const refusal = await this.#call(table, sql, types, [formatPgTime(stamp.time)], stamp)
+    if (refusal) return refusal
+    if (table.plan.runAs === null) {
+      // Rows that are older than their xmin says.
+      this.#ask.send(
+        `delete from ${table.plan.rows} t using sterna.row_clock r
+          where r.table_oid = $1::oid and r.row_xmin = t.xmin and r.key_hash = ${table.rowHashSql}
+            and not sterna.version_greater(r.version, ${versionSql(2)})`,
+        [guard, ...version],
+      )
+    }
+    this.#ask.send(
+      `with gone as (delete from sterna.aside a where a.table_oid = $1::oid and not sterna.version_greater(a.version, ${versionSql(2)}) returning a.key_hash)
+       update sterna.review r set closed_at = clock_timestamp(), resolution = 'the table was truncated'
+         from gone where r.table_oid = $1::oid and r.key_hash = gone.key_hash and r.reason = 'set_aside' and r.closed_at is null`,
+      [guard, ...version],
+    )
+    this.#ask.send(
+      `insert into sterna.truncation as u (table_oid, times) values ($1::oid, 1)
+       on conflict (table_oid) do update set times = u.times + 1 where not sterna.version_greater(sterna.version_of_xmin(u.xmin, null), ${versionSql(2)})`,
+      [guard, ...version],
+    )
+    return null
   }
 
   async #writeRow(
