@@ -242,6 +242,14 @@ $$;
 
 -- When a change was given up, by the clock of this server.
 alter table sterna.given_up add column since timestamptz not null default clock_timestamp();
+create function sterna.given_up_again() returns trigger
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  new.since := clock_timestamp();
+  return new;
+end $$;
+create trigger again before update on sterna.given_up for each row execute function sterna.given_up_again();
+alter table sterna.given_up enable always trigger again;
 
 -- Forgets versions of rows that xmin may express from now on, changes that were given up and are made up for, and what is left of
 -- dropped tables; takes tables off the list of careful ones. Returns how many entries went, in one batch.
@@ -376,7 +384,7 @@ begin
     select p.oid::regprocedure from pg_catalog.pg_proc p
      where p.pronamespace = 'sterna'::regnamespace
        and p.proname in ('heartbeat_heard', 'heartbeat_vector', 'heartbeat_write', 'version_relation', 'conflict_settle', 'stream_claim',
-                         'older_is_parked', 'tombstone_clean', 'nothing_left', 'side_clean', 'setting_number', 'conflict_clean')
+                         'older_is_parked', 'tombstone_clean', 'nothing_left', 'given_up_again', 'side_clean', 'setting_number', 'conflict_clean')
   loop
     execute format('revoke all on function %s from public', v_function);
   end loop;

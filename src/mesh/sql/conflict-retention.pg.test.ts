@@ -239,8 +239,13 @@ describe.each(MATRIX)('what conflict handling forgets on version %s', (server) =
       (${oids.get('a')}, 2, ${versionSql({ nodeId: 2, time: pgTimeOf(5n) })}, now()),
       (${oids.get('a')}, 3, ${versionSql({ nodeId: 2, time: pgTimeOf(1001n) })}, '${past}'),
       (${oids.get('a')}, 4, ${versionSql({ nodeId: 2, time: pgTimeOf(5n) })}, '${past}')`)
+    await conn.exec(`insert into sterna.given_up as g (table_oid, key_hash, version, since)
+      values (${oids.get('a')}, 5, ${versionSql({ nodeId: 2, time: pgTimeOf(5n) })}, '${past}');
+      set session_replication_role = replica;
+      update sterna.given_up set version.at = sterna.time_of(6) where key_hash = 5;
+      reset session_replication_role`)
     await conn.query('select sterna.side_clean()')
-    expect(await left('given_up')).toEqual(['a 2', 'a 3', 'a 4'])
+    expect(await left('given_up')).toEqual(['a 2', 'a 3', 'a 4', 'a 5'])
   })
 
   test('a table needs no care any more when its last entry has gone; not while somebody may be adding one', async () => {
