@@ -158,6 +158,7 @@ declare
   r record;
   v_key name[];
   v_condition text;
+  v_rewrite text;
   v_given jsonb;
   v_base jsonb;
   v_plan sterna.review_plan := row('{}'::text[], null, false);
@@ -209,11 +210,18 @@ begin
       using errcode = 'ST154', hint = 'Choose dismiss, and write the row yourself where needed.';
   end if;
 
+  -- The row as it is, with a new version. An identity that is always generated cannot be set, not even to itself; of a
+  -- table that has nothing else, all rows of a key are equal.
+  select format('update %s t set %2$I = t.%2$I where %3$s', r.table_oid::regclass, a.attname, v_condition) into v_rewrite
+    from pg_attribute a
+   where a.attrelid = r.table_oid and a.attnum > 0 and not a.attisdropped and a.attgenerated = '' and a.attidentity <> 'a'
+   order by a.attname = any (v_key) desc, a.attnum limit 1;
+
   if choice = 'local' and r.reason = 'set_aside' then
     v_plan.discards_aside := true;
     return v_plan;
   elsif choice = 'local' then
-    v_plan.statements := array[format('update %s t set %2$I = t.%2$I where %3$s', r.table_oid::regclass, v_key[1], v_condition)];
+    v_plan.statements := array_remove(array[v_rewrite], null);
   elsif choice = 'remote' and r.remote_row is null then
     v_plan.statements := array[format('delete from %s t where %s', r.table_oid::regclass, v_condition)];
   else
@@ -225,12 +233,11 @@ begin
       v_base := '{}';
     end if;
     v_given := v_given - v_key::text[];
-    -- A row of nothing but its key is written again as it is.
-    v_plan.statements := array[
+    v_plan.statements := array_remove(array[
       coalesce(sterna.review_update_sql(r.table_oid,
                  sterna.review_columns(r.table_oid, v_given, true, coalesce(given, '{}')), v_condition),
-               format('update %s t set %2$I = t.%2$I where %3$s', r.table_oid::regclass, v_key[1], v_condition)),
-      sterna.review_insert_sql(r.table_oid, sterna.review_columns(r.table_oid, v_base || v_given || r.key, false, '{}'))];
+               v_rewrite),
+      sterna.review_insert_sql(r.table_oid, sterna.review_columns(r.table_oid, v_base || v_given || r.key, false, '{}'))], null);
   end if;
 
   if sterna.trusted_role((select o.oid from pg_roles o where o.rolname = caller))

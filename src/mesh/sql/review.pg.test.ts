@@ -194,6 +194,23 @@ describe.each(MATRIX)('the review queue and exceptions on version %s', (version)
     }
   })
 
+  it('identities that are always generated', async () => {
+    await conn.exec('create table numbered (id int generated always as identity primary key, v text)')
+    await conn.exec(`insert into numbered (v) values ('now')`)
+    const entry: Entry = { table: 'numbered', remote: { id: '1', v: 'remote' } }
+    const before = await conn.row('select xmin::text as x from numbered')
+    expect(await resolve(await open(entry), 'local')).toBe('updated')
+    expect(await conn.row('select xmin::text as x from numbered')).not.toEqual(before)
+    expect(await resolve(await open(entry), 'remote')).toBe('updated')
+    await conn.exec('delete from numbered')
+    expect(await resolve(await open(entry), 'row', { v: 'given' })).toBe('inserted')
+    expect((await conn.query('select id, v from numbered')).rows).toEqual([{ id: 1, v: 'given' }])
+    // Nothing else: no column could be written.
+    await conn.exec('alter table numbered drop column v')
+    expect(await resolve(await open({ ...entry, remote: { id: '1' } }), 'local')).toBe('nothing')
+    await conn.exec('drop table numbered')
+  })
+
   it('a table that is gone: only dismissing is left', async () => {
     await conn.exec('create table brief (id int primary key)')
     const id = await open({ table: 'brief' })
