@@ -36,27 +36,6 @@ create unlogged table sterna.heartbeat_mark (
 -- Everything that this node committed with a timestamp up to here stands before the heartbeat in its WAL.
 alter table sterna.heartbeat add column complete_until timestamptz;
 
-create or replace function sterna.heartbeat_write(sterna_version text) returns void
-language plpgsql set search_path = pg_catalog, pg_temp as $$
-declare
-  -- The clock is read before the transaction ids: commit timestamps are not in the order of commits.
-  v_now constant timestamptz := clock_timestamp();
-  v_mark record;
-  v_complete timestamptz;
-begin
-  select m.marked_at, m.next_xid into v_mark from sterna.heartbeat_mark m;
-  if v_mark is null or pg_snapshot_xmin(pg_current_snapshot()) >= v_mark.next_xid then
-    v_complete := v_mark.marked_at;
-    insert into sterna.heartbeat_mark as m (marked_at, next_xid) values (v_now, pg_snapshot_xmax(pg_current_snapshot()))
-      on conflict (singleton) do update set marked_at = excluded.marked_at, next_xid = excluded.next_xid;
-  end if;
-  insert into sterna.heartbeat as h (node_id, beat_at, beats, wal_lsn, sterna_version, complete_until)
-  select l.node_id, v_now, 1, pg_current_wal_insert_lsn(), heartbeat_write.sterna_version, v_complete from sterna.local_node l
-  on conflict (node_id) do update
-    set beat_at = excluded.beat_at, beats = h.beats + 1, wal_lsn = excluded.wal_lsn, sterna_version = excluded.sterna_version,
-        complete_until = greatest(h.complete_until, excluded.complete_until);
-end $$;
-
 -- The table at the top of a partition tree, or the table itself.
 create function sterna.root_table(relid oid) returns oid
 language sql stable set search_path = pg_catalog, pg_temp as $$
@@ -272,30 +251,6 @@ begin
   delete from sterna.guarded g where g.table_oid = tombstone_detach.table_oid;
 end $$;
 
--- Drops tombstones that nothing older can meet any more: every provider's own stream has shown a heartbeat past them.
--- Also what is left of dropped tables. Returns how many tombstones went.
-create function sterna.tombstone_clean() returns bigint
-language plpgsql set search_path = pg_catalog, pg_temp as $$
-declare
-  v_oid oid;
-  v_until timestamptz;
-  v_count bigint := 0;
-begin
-  for v_oid in
-    select g.table_oid from sterna.guarded g where not exists (select from pg_class c where c.oid = g.table_oid)
-  loop
-    perform sterna.tombstone_detach(v_oid);
-  end loop;
-  select case when count(*) = count(h.complete_until) and count(*) > 0 then min(h.complete_until) end into v_until
-    from sterna.subscription s left join sterna.heartbeat h on h.node_id = s.provider_node_id;
-  if v_until is not null then
-    delete from sterna.tombstone s where coalesce(pg_xact_commit_timestamp(s.xmin) < v_until, true);
-    get diagnostics v_count = row_count;
-    delete from sterna.truncation u where coalesce(pg_xact_commit_timestamp(u.xmin) < v_until, true);
-  end if;
-  return v_count;
-end $$;
-
 -- PostgreSQL refuses to change the type of a column that a trigger names, and sterna_rekey names the key. So a statement that may
 -- change a type takes that trigger off first; tombstone_attach puts it back at the end of the statement.
 create function sterna.rekey_unhook(command text, caller_path text) returns void
@@ -355,4 +310,3 @@ revoke all on function sterna.change_is_older(xid) from public;
 revoke all on function sterna.tombstone_attach(oid) from public;
 revoke all on function sterna.tombstone_drop_bury(oid) from public;
 revoke all on function sterna.tombstone_detach(oid) from public;
-revoke all on function sterna.tombstone_clean() from public;

@@ -197,7 +197,7 @@ create unlogged table sterna.tombstone_mark (
 
 -- Drops tombstones, of which nothing may be left over, that nothing older can meet any more: neither from a stream nor from a
 -- change that is parked. Also what is left of dropped tables. Returns how many tombstones went, in one batch.
-create or replace function sterna.tombstone_clean() returns bigint
+create function sterna.tombstone_clean() returns bigint
 language plpgsql set search_path = pg_catalog, pg_temp set lock_timeout = '2s' as $$
 declare
   v_batch constant integer := 10000;
