@@ -95,8 +95,8 @@ export class CarefulLane {
   /** Takes the next change of the transaction as the stream brings it. @throws as `take` */
   async takeStreamed(table: CarefulTable, streamed: StreamedChange): Promise<void> {
     const ready = table.isKeyless ? undefined : this.#lock(table)
-    const incoming = await incomingOf(this.#ask, table, streamed, this.#place!.version)
-    await ready
+    const reading = incomingOf(this.#ask, table, streamed, this.#place!.version)
+    const [incoming] = await Promise.all([reading, ready])
     await this.take(incoming)
   }
 

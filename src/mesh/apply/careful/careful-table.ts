@@ -292,7 +292,7 @@ export class CarefulTable {
 export const MAX_FUNCTION_PARAMETERS = 100
 
 /** Its text has a currency symbol; the sums of apply are numbers. */
-const MONEY_OID = 790
+export const MONEY_OID = 790
 
 /** SQL for a value as text, by the output function of its type alone: casts to text can be anybody's. */
 export function textSql(value: string, typeOid: number): string {

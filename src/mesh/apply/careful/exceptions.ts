@@ -75,19 +75,17 @@ export async function nextRetriable(ask: Ask, nodeId: number): Promise<ParkedEnt
       order by e.id limit 1`,
     [String(nodeId)],
   )
-  const row = rows[0]
+  const [row] = rows
   if (!row) return null
-  {
-    const [id, schema, table, operation, keys, oldRow, newRow, time, node, key] = row
-    const version = { time: pgTimeOf(BigInt(time!)), nodeId: Number(node!) }
-    const hashes = keys === null ? [] : keys!.slice(1, -1).split(',')
-    return {
-      id: id!,
-      schema: schema!,
-      table: table!,
-      key: parse(key!) ?? {},
-      change: changeOf(operation as Change['tag'], version, hashes, parse(oldRow!), parse(newRow!)),
-    }
+  const [id, schema, table, operation, hashes, oldRow, newRow, time, node, key] = row
+  const version = { time: pgTimeOf(BigInt(time!)), nodeId: Number(node!) }
+  const keys = hashes === null ? [] : hashes!.slice(1, -1).split(',')
+  return {
+    id: id!,
+    schema: schema!,
+    table: table!,
+    key: parse(key!) ?? {},
+    change: changeOf(operation as Change['tag'], version, keys, parse(oldRow!), parse(newRow!)),
   }
 }
 

@@ -4,10 +4,7 @@ import type { RowVersion } from '../../conflict/version.ts'
 import type { TablePlan } from '../table-plan.ts'
 import type { Ask, Param } from './ask.ts'
 import type { Incoming } from './careful-lane.ts'
-import type { CarefulTable, HeldKey } from './careful-table.ts'
-
-/** Its text has a currency symbol; the sums of apply are numbers. */
-const MONEY_OID = 790
+import { MONEY_OID, type CarefulTable, type HeldKey } from './careful-table.ts'
 
 /** A change as the stream brings it. `old`: null where none was sent; whole with REPLICA IDENTITY FULL, else only its key. */
 export interface StreamedChange {
