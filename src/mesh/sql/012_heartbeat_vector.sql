@@ -329,7 +329,9 @@ create function sterna.conflict_clean() returns bigint
 language plpgsql set search_path = pg_catalog, pg_temp set lock_timeout = '2s' as $$
 declare
   v_batch constant integer := 5000;
-  v_old constant timestamptz := clock_timestamp() - make_interval(days => sterna.setting_number('conflict_history_days', 30));
+  v_old constant timestamptz := clock_timestamp() - make_interval(days => least(sterna.setting_number('conflict_history_days', 30), 36500));
+  -- What nodes tell each other is kept for those that are away.
+  v_told constant timestamptz := least(v_old, clock_timestamp() - interval '30 days');
   v_rows constant integer := sterna.setting_number('conflict_history_rows', 100000);
   v_first bigint;
   v_count bigint;
@@ -362,11 +364,11 @@ begin
   get diagnostics v_count = row_count;
   v_sum := v_sum + v_count;
   delete from sterna.review_closure c
-   where c.ctid = any (array(select r.ctid from sterna.review_closure r where r.closed_at < v_old limit v_batch for update skip locked));
+   where c.ctid = any (array(select r.ctid from sterna.review_closure r where r.closed_at < v_told limit v_batch for update skip locked));
   get diagnostics v_count = row_count;
   v_sum := v_sum + v_count;
   delete from sterna.definition_step s using sterna.definition d
-   where d.definition_id = s.definition_id and d.state in ('active', 'refused') and s.done_at < v_old;
+   where d.definition_id = s.definition_id and d.state in ('active', 'refused') and s.done_at < v_told;
 
   -- Ten minutes of heartbeats at the usual interval; of a day one of each minute, for changes that arrive late.
   delete from sterna.heard_heartbeat h

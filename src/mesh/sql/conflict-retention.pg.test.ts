@@ -353,6 +353,18 @@ describe.each(MATRIX)('what conflict handling forgets on version %s', (server) =
       ])
     })
 
+    test('keeps what other nodes have settled for those that are away, however short the history is', async () => {
+      await conn.exec(`update sterna.setting set value = '1' where name = 'conflict_history_days';
+        delete from sterna.review_closure;
+        insert into sterna.review_closure (node_id, schema_name, table_name, reason, key, resolution, closed_at, up_to)
+        values (2, 'public', 'a', 'manual', '{}', 'dismissed', now() - interval '31 days', now()), (2, 'public', 'b', 'manual', '{}', 'dismissed', now() - interval '29 days', now())`)
+      await clean()
+      expect((await conn.query('select table_name::text as name from sterna.review_closure')).rows).toEqual([
+        { name: 'b' },
+      ])
+      await conn.exec(`update sterna.setting set value = '30' where name = 'conflict_history_days'`)
+    })
+
     test('keeps heartbeats of ten minutes, one of each minute of a day, and none of nodes that are gone', async () => {
       await conn.exec(`insert into sterna.heartbeat (node_id, beat_at, beats, wal_lsn) values (2, now(), 100000, '0/1');
         insert into sterna.heard_heartbeat (node_id, beats, applied, seen, seen_at)
