@@ -18,6 +18,10 @@ export interface Story {
   /** No node receives anything of any other. */
   holdAll(): void
   releaseAll(): void
+  /** Waits until each node has sent two more heartbeats, received or not: now it has said what it knew. */
+  beat(): Promise<void>
+  /** Waits until each node knows by heartbeats that every other one has all that was written before. */
+  allKnow(): Promise<void>
   /** Waits until a query has these rows on a node. */
   becomes(node: MeshTestNode, sql: string, rows: readonly unknown[]): Promise<void>
   /**
@@ -57,19 +61,43 @@ export async function startStory(options: StartMeshOptions): Promise<Story> {
     release: (at, from) => mesh.link(at.name, from.name).release(),
     holdAll: () => links.forEach((link) => link.hold()),
     releaseAll,
+    async beat() {
+      const before = await Promise.all(nodes.map((node) => beatsKnown(node)))
+      await waitUntil('two more heartbeats of each node', async () => {
+        const now = await Promise.all(nodes.map((node) => beatsKnown(node)))
+        return now.every((beats, i) => beats.get(nodes[i]!.name)! >= before[i]!.get(nodes[i]!.name)! + 2n)
+      })
+    },
+    async allKnow() {
+      await mesh.settle(25_000)
+      // Of each: one that claims to be complete, one of another node that has it, and one more.
+      const before = await beatsKnown(n1)
+      await waitUntil('heartbeats of each node on each node', async () => {
+        const now = await Promise.all(nodes.map((node) => beatsKnown(node)))
+        return now.every((beats) => [...beats].every(([name, count]) => count >= before.get(name)! + 4n))
+      })
+    },
     becomes: (node, sql, rows) => becomes(node, sql, rows),
     async ends(sql, rows) {
       releaseAll()
-      await mesh.settle()
+      await mesh.settle(25_000)
       await expectRows(sql, rows)
     },
-    async comesTo(sql, rows, timeoutMs = 20_000) {
+    async comesTo(sql, rows, timeoutMs = 10_000) {
       releaseAll()
-      await mesh.settle()
+      await mesh.settle(25_000)
       await agreed(async () => expectRows(sql, rows), timeoutMs)
     },
     stop: () => mesh.stop(),
   }
+}
+
+/** How many heartbeats of each node, by name, have arrived on this one. */
+async function beatsKnown(node: MeshTestNode): Promise<Map<string, bigint>> {
+  const rows = await node.query<{ name: string; beats: bigint }>(
+    'select node_name as name, beats from sterna.heartbeat join sterna.node using (node_id)',
+  )
+  return new Map(rows.map(({ name, beats }) => [name, beats]))
 }
 
 /** Waits until a query has these rows on a node; the error shows those that it has. */
@@ -77,13 +105,13 @@ export async function becomes(
   node: MeshTestNode,
   sql: string,
   rows: readonly unknown[],
-  timeoutMs = 20_000,
+  timeoutMs = 10_000,
 ): Promise<void> {
   await agreed(async () => expect(await node.query(sql), `on ${node.name}: ${sql}`).toEqual(rows), timeoutMs)
 }
 
 /** Waits until an expectation holds; fails with what it says last. */
-export async function agreed(expectation: () => Promise<unknown>, timeoutMs = 20_000): Promise<void> {
+export async function agreed(expectation: () => Promise<unknown>, timeoutMs = 10_000): Promise<void> {
   let last: unknown
   try {
     await waitUntil(
