@@ -5,9 +5,10 @@
 -- ST152  the choice does not fit it      ST153  the given columns do not fit the table
 -- ST154  the table is gone               ST155  code of an ordinary role would run with the rights of the caller
 
--- What kind of entries a closure settles, and up to which time of their versions. (Not a version: composites would make the
--- stream go in text.)
-alter table sterna.review_closure add column reason text not null, add column up_to timestamptz not null;
+-- What kind of entries a closure settles, and up to which time of their versions; of which times the versions were that the
+-- person was shown. (Not versions: composites would make the stream go in text.)
+alter table sterna.review_closure add column reason text not null, add column up_to timestamptz not null,
+  add column seen timestamptz[] not null default '{}';
 
 -- Raises ST135 unless it is a mode. Called by sub_create too.
 create function sterna.check_on_exception(subscription_name name, mode text) returns void
@@ -96,7 +97,10 @@ begin
   update sterna.review r set closed_at = new.closed_at, resolution = new.resolution
    where r.table_oid = v_table and r.closed_at is null and r.reason = new.reason
      and (r.key = new.key or r.key_hash = v_hash)
-     and greatest((r.local_version).at, (r.remote_version).at, '-infinity') <= new.up_to;
+     and (greatest((r.local_version).at, (r.remote_version).at, '-infinity') <= new.up_to
+          -- What the resolution wrote may just have met what it was written over: no heartbeat told yet that it was known.
+          or (r.remote_version).node_id = new.node_id and (r.remote_version).at > new.closed_at
+             and (r.local_version).at = any (new.seen));
   return null;
 end $$;
 create trigger settles after insert on sterna.review_closure for each row execute function sterna.on_review_closure();
@@ -396,10 +400,11 @@ begin
     perform sterna.review_aside_gone(r.table_oid, r.key, r.key_hash);
   end if;
   v_newest := greatest((r.local_version).at, (r.remote_version).at);
-  insert into sterna.review_closure (node_id, schema_name, table_name, reason, key, resolution, closed_at, up_to)
+  insert into sterna.review_closure (node_id, schema_name, table_name, reason, key, resolution, closed_at, up_to, seen)
   values (sterna.local_node_id(), r.nspname, r.relname, r.reason, r.key, choice, v_now,
           -- Nobody looked at anything newer where nothing was written over it.
-          case choice when 'dismiss' then coalesce(v_newest, v_now) else greatest(v_newest, v_now) end);
+          case choice when 'dismiss' then coalesce(v_newest, v_now) else greatest(v_newest, v_now) end,
+          array_remove(array[(r.local_version).at, (r.remote_version).at], null));
 end $$;
 
 -- In a word, what a plan did; `done`: which of its statements found its row, from 1 on, or 0.

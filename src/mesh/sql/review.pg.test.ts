@@ -294,6 +294,20 @@ describe.each(MATRIX)('the review queue and exceptions on version %s', (version)
       ])
     })
 
+    it('what the resolution itself met on its way, if the person had seen it', async () => {
+      const later = { remoteAt: '2026-06-01T00:00:02Z' }
+      await conn.exec('begin; set local session_replication_role = replica')
+      await open({ ...later, localAt: OLD.remoteAt })
+      await open({ ...later, localAt: '2026-01-01T00:00:03Z' })
+      await conn.exec(`insert into sterna.review_closure (node_id, closure_id, schema_name, table_name, reason, key, resolution, closed_at, up_to, seen)
+        overriding system value values (2, 1, 'public', 'person', 'manual', '{"id": "1"}', 'remote', '2026-06-01T00:00:01Z',
+          '2026-06-01T00:00:01Z', '{${OLD.localAt},${OLD.remoteAt}}'); commit`)
+      expect(await states()).toEqual([
+        { id: 1, resolution: 'remote', closed: true },
+        { id: 2, resolution: null, closed: false },
+      ])
+    })
+
     it('a table that is not here does no harm', async () => {
       await conn.exec(`insert into sterna.review_closure (node_id, closure_id, schema_name, table_name, reason, key, resolution, up_to)
         overriding system value values (2, 1, 'public', 'gone', 'manual', '{"id": "x"}', 'remote', now()),
