@@ -85,10 +85,12 @@ async function repairTable(
     () => false,
   )
   const candidates: KeyedRow[] = []
-  for (const row of await table.aside(session)) {
-    const held = await table.hold(session, table.keyValues(row.values), version)
-    if (held.staleAside) store.dropStale(table, row.key)
-    else {
+  for (const { key, values } of await table.aside(session)) {
+    // Read again under the lock: a local truncate that was waited for has taken it away.
+    const { state, staleAside } = await table.hold(session, table.keyValues(values), version)
+    if (staleAside) store.dropStale(table, key)
+    else if (state.row && !state.row.visible) {
+      const row = { ...state.row, key }
       driver.know(row)
       candidates.push(row)
     }
