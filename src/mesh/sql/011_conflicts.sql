@@ -339,7 +339,7 @@ begin
   values (kind, v_root, relation::regclass::text, coalesce(row_key, '{}'), local_texts, remote_texts, record_conflict.local_version,
           record_conflict.remote_version, outcome, coalesce(v_policy, 'last_update_wins'),
           case v_relation when 'concurrent' then true when 'ordered' then false end);
-  if v_policy = 'manual' then
+  if v_policy = 'manual' and v_relation is distinct from 'ordered' then
     insert into sterna.review (reason, conflict_type, table_oid, table_name, key, local_row, remote_row, local_version, remote_version)
     values ('manual', kind, v_root, relation::regclass::text, coalesce(row_key, '{}'), local_texts, remote_texts,
             record_conflict.local_version, record_conflict.remote_version);

@@ -2,9 +2,10 @@ import { SternaError } from '../../../core/errors.ts'
 import type { Lsn } from '../../../core/lsn.ts'
 import type { Outcome } from '../../conflict/apply-change.ts'
 import { keysOf, type Change, type Key, type RowChange, type Values } from '../../conflict/change.ts'
+import { heldVersion } from '../../conflict/key-state.ts'
 import { collisionType } from '../../conflict/record.ts'
 import { completeChange, resolveChange, type Resolution } from '../../conflict/resolve.ts'
-import type { RowVersion } from '../../conflict/version.ts'
+import { compareVersions, type RowVersion } from '../../conflict/version.ts'
 import type { Ask } from './ask.ts'
 import type { Care } from './care.ts'
 import type { CarefulTable, HeldKey } from './careful-table.ts'
@@ -186,6 +187,7 @@ export class CarefulLane {
       this.#streamed.add(`${table.name} ${key}`)
       const held = driver.held.get(key)
       if (held?.staleAside) this.#store.dropStale(table, key)
+      if (held?.givenUp) this.#forgetGivenUp(table, held, resolution)
     }
     if (fetched !== null) this.#streamed.delete(`${table.name} ${fetched}`)
     if (givenUp !== null) await this.#giveUp(table, givenUp, change.version)
@@ -257,6 +259,16 @@ export class CarefulLane {
         resolution,
       ],
     )
+  }
+
+  /** What superseded the change that was given up, or something newer still, has arrived. */
+  #forgetGivenUp(table: CarefulTable, { key, state, givenUp }: HeldKey, { writes }: Resolution): void {
+    const version = heldVersion(writes.find((write) => write.key === key)?.after ?? state)
+    if (version === null || givenUp === null || compareVersions(version, givenUp) < 0) return
+    this.#ask.send('delete from sterna.given_up where table_oid = $1 and key_hash = $2', [
+      String(table.guardOid),
+      key,
+    ])
   }
 
   async #giveUp(table: CarefulTable, key: Key, version: RowVersion): Promise<void> {
