@@ -20,6 +20,7 @@ import {
   type LocalNode,
 } from './definitions.ts'
 import { DefinitionsFence } from './fence/definitions-fence.ts'
+import { ForeignKeyWatch } from './foreign-keys.ts'
 import { KeyedLock } from './keyed-lock.ts'
 import type { Log } from './log.ts'
 import { requirePrivileges } from './privileges.ts'
@@ -71,6 +72,7 @@ export class MeshService {
   readonly #cleaning: Beside
   readonly #repairing: Beside
   readonly #clockWatch: ClockWatch
+  readonly #foreignKeys: ForeignKeyWatch
   readonly #origins = new KeyedLock()
   readonly #housekeeping: ConflictHousekeeping
   #queues: ConflictQueues | null = null
@@ -86,6 +88,7 @@ export class MeshService {
       options.log.debug({ reason: messageOf(error) }, 'rows aside cannot be repaired yet'),
     )
     this.#clockWatch = new ClockWatch(options)
+    this.#foreignKeys = new ForeignKeyWatch(options)
     this.#housekeeping = new ConflictHousekeeping(options.log)
   }
 
@@ -206,6 +209,7 @@ export class MeshService {
         }
         await this.#clockWatch.check(control, both)
         await this.#beat(control, around.clock)
+        await this.#foreignKeys.work(control, both)
         await this.#housekeeping.work(control)
         this.#repairing.run(() => repairTables(control, this.#options.target, local.nodeName))
         if (Date.now() - cleanedAtMs > CLEANUP_INTERVAL_MS) {

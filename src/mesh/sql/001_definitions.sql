@@ -237,7 +237,7 @@ begin
 
   -- Deletes are kept here: forgetting a node on one database must not take its rows away on others.
   create publication sterna_internal for table sterna.heartbeat, sterna.sync_event, sterna.row_message, sterna.review_closure,
-    sterna.definition, sterna.definition_step with (publish = 'insert, update');
+    sterna.definition, sterna.definition_step, sterna.fk_policy with (publish = 'insert, update');
   perform sterna.repset_create('default');
   perform sterna.repset_create('default_insert_only', replicate_update => false, replicate_delete => false);
   perform sterna.repset_create('ddl_sql', replicate_update => false, replicate_delete => false, replicate_truncate => false);

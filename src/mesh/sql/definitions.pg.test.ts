@@ -115,7 +115,7 @@ describe.each(MATRIX)('nodes on version %s', (version) => {
         name: 'sterna_internal',
         publishes: 'i u',
         tables:
-          'sterna.definition sterna.definition_step sterna.heartbeat sterna.review_closure sterna.row_message sterna.sync_event',
+          'sterna.definition sterna.definition_step sterna.fk_policy sterna.heartbeat sterna.review_closure sterna.row_message sterna.sync_event',
       },
     ])
   })
