@@ -129,7 +129,6 @@ export class DefinitionsFence {
     }
     this.#attempts.set(row.id, attempt)
     const step = fenceStep(openDefinition(row), progressOf(attempt))
-    const facts = { definition: row.id }
     switch (step.tag) {
       case 'wait':
         return
@@ -143,13 +142,17 @@ export class DefinitionsFence {
         await this.#unlessImpossible(row, attempt, () =>
           this.#session!.query('select sterna.definition_ready($1)', [row.id]),
         )
-        return this.#openGate(row, attempt)
+        // The coordinator's gate stays shut until it has decided, so that what is written behind it comes behind the decision.
+        if (!row.is_coordinator) await this.#openGate(row, attempt)
+        return this.wake()
       case 'refuse':
         return this.#refuse(row, attempt, step.reason)
-      case 'decide':
-        await control.query('select sterna.definition_decide($1, $2)', [row.id, step.reason])
-        log.info({ ...facts, reason: step.reason }, 'definition decided')
+      case 'decide': {
+        const session = step.reason === null ? this.#session! : control
+        await session.query('select sterna.definition_decide($1, $2)', [row.id, step.reason])
+        log.info({ definition: row.id, reason: step.reason }, 'definition decided')
         return this.wake()
+      }
       case 'settle':
         return this.#settle(row, attempt)
     }

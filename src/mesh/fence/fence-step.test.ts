@@ -43,14 +43,19 @@ describe('the steps of a node through the fence', () => {
     })
   })
 
-  test('ready, it waits for the decision however long that takes; whoever began decides', () => {
+  test('ready, it waits for the decision however long that takes; whoever began decides, with a shut gate', () => {
     expect(fenceStep({ ...READY, ageMs: 1e9 }, { ...LATE, seenMs: 1e9 })).toEqual({ tag: 'wait' })
     const coordinator = { ...READY, isCoordinator: true }
-    expect(fenceStep(coordinator, FRESH)).toEqual({ tag: 'wait' })
-    expect(fenceStep({ ...coordinator, allReady: true }, FRESH)).toEqual({ tag: 'decide', reason: null })
-    expect(fenceStep({ ...coordinator, ageMs: FENCE_LIMIT_MS + 1 }, FRESH)).toEqual({
+    const held = { ...FRESH, heldMs: 5 }
+    expect(fenceStep(coordinator, held)).toEqual({ tag: 'wait' })
+    expect(fenceStep({ ...coordinator, allReady: true }, held)).toEqual({ tag: 'decide', reason: null })
+    expect(fenceStep(coordinator, { ...FRESH, heldMs: GATE_LIMIT_MS + 1 })).toEqual({
       tag: 'decide',
-      reason: 'no answer from n1, n3 within 30 s',
+      reason: 'no answer from n1, n3 within 10 s',
+    })
+    expect(fenceStep({ ...coordinator, allReady: true }, FRESH)).toMatchObject({
+      tag: 'decide',
+      reason: expect.stringContaining('interrupted'),
     })
   })
 

@@ -32,33 +32,29 @@ export interface FenceAttempt {
 export type FenceStep =
   | { readonly tag: 'wait' | 'see' | 'close' | 'ready' | 'settle' }
   | { readonly tag: 'refuse'; readonly reason: string }
-  /** `reason`: why it is refused, unless all are ready. */
+  /** For all nodes. `reason`: why it is refused; null: it is in force. */
   | { readonly tag: 'decide'; readonly reason: string | null }
 
-/** All nodes must have become ready within this. */
+/** All nodes must have shut their gates within this. */
 export const FENCE_LIMIT_MS = 30_000
 /** Local writers wait no longer than this. */
 export const GATE_LIMIT_MS = 10_000
+
+const INTERRUPTED = 'the agent was interrupted while local writers waited'
 
 /** The next step of this node. */
 export function fenceStep(definition: OpenDefinition, attempt: FenceAttempt): FenceStep {
   const { outcome, isMember, isCoordinator, ageMs, missing } = definition
   if (outcome !== null) return { tag: 'settle' }
   if (!isMember) return { tag: 'wait' }
-  if (definition.ready) {
-    if (!isCoordinator) return { tag: 'wait' }
-    if (definition.allReady) return { tag: 'decide', reason: null }
-    if (ageMs > FENCE_LIMIT_MS) return { tag: 'decide', reason: silent(missing, FENCE_LIMIT_MS) }
-    return { tag: 'wait' }
-  }
   if (definition.closed) {
+    if (definition.ready && !isCoordinator) return { tag: 'wait' }
     const { heldMs } = attempt
-    if (heldMs === null)
-      return { tag: 'refuse', reason: 'its agent was interrupted while local writers waited' }
-    if (definition.allClosed) return { tag: 'ready' }
-    return heldMs > GATE_LIMIT_MS
-      ? { tag: 'refuse', reason: silent(missing, GATE_LIMIT_MS) }
-      : { tag: 'wait' }
+    const refusal = definition.ready ? 'decide' : 'refuse'
+    if (heldMs === null) return { tag: refusal, reason: INTERRUPTED }
+    if (definition.allReady) return { tag: 'decide', reason: null }
+    if (definition.allClosed && !definition.ready) return { tag: 'ready' }
+    return heldMs > GATE_LIMIT_MS ? { tag: refusal, reason: silent(missing, GATE_LIMIT_MS) } : { tag: 'wait' }
   }
   if (attempt.seenMs > FENCE_LIMIT_MS || (isCoordinator && ageMs > FENCE_LIMIT_MS)) {
     return { tag: 'refuse', reason: attempt.obstacle ?? silent(missing, FENCE_LIMIT_MS) }

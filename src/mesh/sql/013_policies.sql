@@ -4,15 +4,20 @@
 -- an update, and another takes over its row, two concurrent updates end differently. So there is a fence in each node's
 -- stream. When all nodes have said that they are there (`seen`), each shuts a gate: local writers of the table wait. In the
 -- transaction that begins to hold them, after those that had written before have ended, the node sends whole old rows from
--- then on and writes step `closed`. A node
--- that has received `closed` of all has everything that was written before, and has decided it by the old rule; then it
--- writes `ready` and opens its gate. What local writers do from then on comes behind `closed` in this node's stream, with old
--- rows, so that others can apply it by either rule. The node that began decides: `active` once all are ready, `refused`
--- else (nobody is active then, since a node that has not become ready in one go can only write `refused`, and never becomes
--- ready any more). A change that comes behind its origin's `closed` waits where that decision is not known yet
--- (definition_pending). So all nodes decide the same changes by the old rule and the same by the new one. If an agent dies
--- with a shut gate, the gate opens at once, and the next agent refuses: its writers may have seen less than `closed` promised.
--- Gates are shut for about one round trip; a node that is cut off after `ready` holds up the streams of that table, no writer.
+-- then on and writes step `closed`. A node that has received `closed` of all has everything that was written before, and has
+-- decided it by the old rule; then it writes `ready` and opens its gate. The node that began, the coordinator, decides: `active`
+-- once all are ready, `refused` else; its own gate stays shut until then. What local writers do from then on comes behind
+-- `ready`, or behind the decision, in their node's stream, with old rows, so that others can apply it by either rule.
+--
+-- So of a change to the table that comes from a node which is ready, it may not be known yet by which rule to decide it: it
+-- waits (definition_pending). What it waits for is in the coordinator's stream, and nothing waits there: behind the decision the outcome is
+-- known. A change behind `closed` but before `ready` (of the coordinator: before the decision) shows that a gate opened too
+-- soon, since the agent or its session ended. Such a node cannot become ready, nor decide `active`, any more: these take a session
+-- that has held the gate all the time. So the definition will be refused, and the change is decided by the old rule. One
+-- definition at a time is on its way through a node, so that none waits for another.
+--
+-- All nodes thus decide the same changes by the old rule and the same by the new one. Gates are shut for about one round trip, the
+-- coordinator's for two. If the coordinator is lost before its decision has come, changes of the table wait in the streams, but no writer.
 --
 -- Errors that the functions of this file raise, by ERRCODE:
 -- ST160  the column cannot be a delta column
@@ -69,14 +74,15 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
 $$;
 
 -- Whether a change of this origin to the table has to wait: it comes behind the fence of a definition whose outcome is not
--- known here yet. `origin`: its node id; null: of any origin.
+-- known here yet. `origin`: its node id; null: whether a definition is on its way here at all.
 create function sterna.definition_pending(relation oid, origin integer default null) returns boolean
 language sql stable set search_path = pg_catalog, pg_temp as $$
   select exists (
     select from sterna.definitions_pending(sterna.root_table(relation)) p
      where origin is null
-        or exists (select from sterna.definition_step s
-                    where s.definition_id = p.definition_id and s.node_id = origin and s.step = 'closed'))
+        or origin <> p.node_id
+           and exists (select from sterna.definition_step s
+                        where s.definition_id = p.definition_id and s.node_id = origin and s.step = 'ready'))
 $$;
 
 -- How conflicts of a table are decided, for apply:
@@ -331,7 +337,7 @@ begin
   end if;
   if exists (select from sterna.definition d join pg_class c on c.oid = definition_open.relation
                join pg_namespace n on n.oid = c.relnamespace and d.schema_name = n.nspname and d.table_name = c.relname
-              where d.state = 'fencing') then
+              where sterna.definition_outcome(d.definition_id) is null) then
     raise exception 'another definition of table % is under way', relation::regclass
       using errcode = 'ST167', hint = 'Try again in a moment; sterna.definitions shows it.';
   end if;
@@ -470,6 +476,17 @@ begin
   end loop;
 end $$;
 
+-- What has become of a definition, as far as it is known here: `active`, `refused`, or null. One step `refused` says it all, since
+-- who writes it was not ready; and a step `active` is written only behind the decision.
+create function sterna.definition_outcome(id uuid) returns text
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select case
+    when d.state <> 'fencing' then d.state
+    when exists (select from sterna.definition_step s where s.definition_id = id and s.step = 'refused') then 'refused'
+    when exists (select from sterna.definition_step s where s.definition_id = id and s.step = 'active') then 'active' end
+    from sterna.definition d where d.definition_id = id
+$$;
+
 -- The nodes that have not taken the next step of a definition: what it waits for.
 create function sterna.definition_waiting_for(id uuid) returns text[]
 language sql stable set search_path = pg_catalog, pg_temp as $$
@@ -480,7 +497,7 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
     from sterna.definition d
     cross join lateral (select array(select (x #>> '{}')::integer from jsonb_array_elements(d.body -> 'members') x) as ids) m
     cross join lateral (
-      select case when d.state <> 'fencing' then d.state else coalesce(
+      select case when sterna.definition_outcome(id) is not null then sterna.definition_outcome(id) else coalesce(
                (select t.step from unnest('{seen,closed,ready}'::text[]) with ordinality as t(step, position)
                  where (select count(*) from sterna.definition_step s where s.definition_id = id and s.step = t.step and s.node_id = any (m.ids))
                          < cardinality(m.ids)
@@ -507,7 +524,11 @@ create view sterna.definitions as
                      when 'delta_remove' then 'no delta column ' || (d.body ->> 'column')
                      else pg_catalog.concat_ws(' ', 'policy', d.body ->> 'policy', d.body ->> 'function', 'for ' || (d.body ->> 'conflictType')) end
            as definition,
-         d.state, d.reason, d.created_at,
+         coalesce(sterna.definition_outcome(d.definition_id), d.state) as state,
+         coalesce(d.reason, (select s.detail from sterna.definition_step s
+                              where s.definition_id = d.definition_id and s.step = 'refused' and s.detail is not null
+                              order by s.done_at limit 1)) as reason,
+         d.created_at,
          sterna.definition_waiting_for(d.definition_id) as waiting_for
     from sterna.definition d left join sterna.node n on n.node_id = d.node_id
    order by d.created_at;
@@ -519,17 +540,6 @@ create view sterna.definitions as
 create function sterna.gate_lock(root oid) returns bigint
 language sql immutable set search_path = pg_catalog, pg_temp as $$
   select (9217::bigint << 32) | root::bigint
-$$;
-
--- What has become of a definition, as far as it is known here: `active`, `refused`, or null. One step `refused` says it all, since
--- who writes it was not ready; and a step `active` is written only behind the decision.
-create function sterna.definition_outcome(id uuid) returns text
-language sql stable set search_path = pg_catalog, pg_temp as $$
-  select case
-    when d.state <> 'fencing' then d.state
-    when exists (select from sterna.definition_step s where s.definition_id = id and s.step = 'refused') then 'refused'
-    when exists (select from sterna.definition_step s where s.definition_id = id and s.step = 'active') then 'active' end
-    from sterna.definition d where d.definition_id = id
 $$;
 
 -- Definitions that this node has not carried out yet.
@@ -554,13 +564,29 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
    order by d.created_at, d.definition_id
 $$;
 
--- Says that this node is there, and that nothing stands in the way. Raises ST160.
+-- Says that this node is there, and that nothing stands in the way. Waits (does nothing) while another definition is on its way
+-- through this node. Of two that began on two nodes at once the later one makes way. Raises ST160.
 create function sterna.definition_see(id uuid) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
+  d sterna.definition;
+  v_other record;
   v_problem text;
 begin
-  select sterna.definition_problem(d) into strict v_problem from sterna.definition d where d.definition_id = id;
+  select f.* into strict d from sterna.definition f where f.definition_id = id;
+  select o.schema_name, o.table_name, o.node_id, (o.created_at, o.definition_id) < (d.created_at, d.definition_id) as is_earlier into v_other
+    from sterna.definition o
+   where o.definition_id <> id and (o.body -> 'fenced')::boolean
+     and exists (select from sterna.definitions_open() p where p.id = o.definition_id and (p.seen or p.outcome is null))
+   order by o.created_at, o.definition_id limit 1;
+  if v_other.is_earlier and v_other.node_id <> d.node_id then
+    raise exception 'another definition, of table %.%, is under way', quote_ident(v_other.schema_name), quote_ident(v_other.table_name)
+      using errcode = 'ST160';
+  elsif v_other.is_earlier
+        or exists (select from sterna.definitions_open() p where p.id <> definition_see.id and p.seen) then
+    return;
+  end if;
+  v_problem := sterna.definition_problem(d);
   if v_problem is not null then
     raise exception '%', v_problem using errcode = 'ST160';
   end if;
@@ -592,6 +618,17 @@ begin
   perform sterna.careful_mark(v_root);
 end $$;
 
+-- Raises ST160 unless the calling session holds the gate of a definition's table.
+create function sterna.gate_held(id uuid) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  if not exists (select from pg_locks k join sterna.definition d on d.definition_id = id
+                  where k.locktype = 'advisory' and k.pid = pg_backend_pid() and k.mode = 'ExclusiveLock' and k.granted and k.objsubid = 1
+                    and (k.classid::bigint << 32 | k.objid::bigint) = sterna.gate_lock(to_regclass(format('%I.%I', d.schema_name, d.table_name)))) then
+    raise exception 'the gate was not shut all the time' using errcode = 'ST160';
+  end if;
+end $$;
+
 -- Says that this node has everything that was written before the fence. Raises ST160 unless the calling session has held the
 -- gate since it shut it.
 create function sterna.definition_ready(id uuid) returns void
@@ -599,11 +636,9 @@ language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_root oid;
 begin
+  perform sterna.gate_held(id);
   select to_regclass(format('%I.%I', d.schema_name, d.table_name)) into strict v_root from sterna.definition d where d.definition_id = id;
-  if not exists (select from pg_locks k where k.locktype = 'advisory' and k.pid = pg_backend_pid() and k.mode = 'ExclusiveLock' and k.granted
-                    and k.objsubid = 1 and (k.classid::bigint << 32 | k.objid::bigint) = sterna.gate_lock(v_root)) then
-    raise exception 'the gate was not shut all the time' using errcode = 'ST160';
-  elsif exists (select from sterna.exception e where e.table_oid = v_root) then
+  if exists (select from sterna.exception e where e.table_oid = v_root) then
     raise exception 'changes to it wait in sterna.exception' using errcode = 'ST160';
   elsif exists (select from sterna.given_up g where g.table_oid = v_root) then
     raise exception 'newer changes to it are on their way' using errcode = 'ST160';
@@ -611,32 +646,26 @@ begin
   insert into sterna.definition_step (definition_id, node_id, step) values (id, sterna.local_node_id(), 'ready');
 end $$;
 
--- The decision, on the node where the definition was made. Returns the outcome. `reason`: why it is refused unless all are ready.
-create function sterna.definition_decide(id uuid, reason text) returns text
+-- The decision, on the node where the definition was made. `reason`: why it is refused; null: all are ready. Raises ST160 unless they
+-- are, and the calling session has held the gate since it shut it.
+create function sterna.definition_decide(id uuid, reason text) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
-declare
-  v_refused text;
-  v_ready boolean;
-  v_state text;
 begin
-  perform from sterna.definition d where d.definition_id = id and d.state = 'fencing' for update;
-  select coalesce((select n.node_name::text from sterna.node n where n.node_id = s.node_id), s.node_id::text) || ': ' || coalesce(s.detail, '')
-    into v_refused from sterna.definition_step s where s.definition_id = id and s.step = 'refused' order by s.done_at limit 1;
-  select o.all_ready into v_ready from sterna.definitions_open() o where o.id = definition_decide.id;
-  if v_refused is null and not coalesce(v_ready, false) and definition_decide.reason is null then
-    return null;
+  if definition_decide.reason is null then
+    perform sterna.gate_held(id);
+    if not exists (select from sterna.definitions_open() o where o.id = definition_decide.id and o.all_ready and o.outcome is null) then
+      raise exception 'not all nodes are ready' using errcode = 'ST160';
+    end if;
   end if;
-  v_state := case when v_refused is null and v_ready then 'active' else 'refused' end;
-  update sterna.definition d set state = v_state, reason = case v_state when 'refused' then coalesce(v_refused, definition_decide.reason) end
+  update sterna.definition d set state = case when definition_decide.reason is null then 'active' else 'refused' end, reason = definition_decide.reason
    where d.definition_id = id and d.state = 'fencing';
-  return v_state;
 end $$;
 
 -- Says that this node cannot carry out a definition. Only while it has not said that it is ready.
 create function sterna.definition_refuse(id uuid, reason text) returns void
 language sql set search_path = pg_catalog, pg_temp as $$
   insert into sterna.definition_step (definition_id, node_id, step, detail)
-  select id, l.node_id, 'refused', reason from sterna.local_node l
+  select id, l.node_id, 'refused', n.node_name || ': ' || reason from sterna.local_node l join sterna.node n using (node_id)
    where not exists (select from sterna.definition_step s where s.definition_id = id and s.node_id = l.node_id and s.step in ('ready', 'active', 'refused'))
 $$;
 
@@ -646,13 +675,16 @@ language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_node constant integer := sterna.local_node_id();
   v_outcome constant text := sterna.definition_outcome(id);
+  -- The first node that refused says why; the others pass that on.
+  v_reason constant text := (select s.detail from sterna.definition_step s
+                              where s.definition_id = id and s.step = 'refused' and s.detail is not null order by s.done_at limit 1);
   d sterna.definition;
   v_root oid;
 begin
   select f.* into d from sterna.definition f where f.definition_id = id;
   v_root := to_regclass(format('%I.%I', d.schema_name, d.table_name));
-  if v_outcome is not null and d.node_id = v_node and d.state = 'fencing' then
-    perform sterna.definition_decide(id, null);
+  if v_outcome = 'refused' and d.node_id = v_node and d.state = 'fencing' then
+    perform sterna.definition_decide(id, coalesce(v_reason, 'for a reason that is not known'));
   end if;
   if v_outcome is null
      or exists (select from sterna.definition_step s where s.definition_id = id and s.node_id = v_node and s.step in ('active', 'refused')) then
@@ -661,7 +693,7 @@ begin
   if v_outcome = 'active' and v_root is not null then
     perform sterna.rule_apply(v_root, d.kind, d.body);
   end if;
-  insert into sterna.definition_step (definition_id, node_id, step) values (id, v_node, v_outcome);
+  insert into sterna.definition_step (definition_id, node_id, step, detail) values (id, v_node, v_outcome, coalesce(v_reason, d.reason));
   if v_outcome = 'active' and v_root is not null
      and not exists (select from sterna.definition_step s where s.definition_id = id and s.node_id = v_node and s.step = 'closed') then
     perform sterna.rules_attach(v_root);
