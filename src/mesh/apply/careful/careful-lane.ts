@@ -2,6 +2,7 @@ import { SternaError } from '../../../core/errors.ts'
 import type { Lsn } from '../../../core/lsn.ts'
 import type { Outcome } from '../../conflict/apply-change.ts'
 import { keysOf, type Change, type Key, type RowChange, type Values } from '../../conflict/change.ts'
+import { areZero } from '../../conflict/deltas.ts'
 import { heldVersion } from '../../conflict/key-state.ts'
 import { collisionType } from '../../conflict/record.ts'
 import { completeChange, resolveChange, type Resolution } from '../../conflict/resolve.ts'
@@ -161,12 +162,19 @@ export class CarefulLane {
     if (table.isKeyless && change.tag === 'insert')
       return this.#store.insert(table, change.values, change.version)
     await this.#lock(table)
+    let isUnseenLocked = false
     for (let decision = 1; ; decision++) {
       const driver = new Driver(this.#options, table, change, incoming.keys, (key) =>
         this.#streamed.has(`${table.name} ${key}`),
       )
       if (decision === 1) driver.hold(incoming.held ?? new Map())
       const resolution = await driver.drive(resolveChange(change, table.rules))
+      if (!isUnseenLocked && hidesSums(table, resolution)) {
+        // Local inserts look at what they would bring back unseen; one under way may not have seen this.
+        this.#ask.send('select pg_advisory_xact_lock(sterna.unseen_lock($1::oid))', [String(table.guardOid)])
+        isUnseenLocked = true
+        continue
+      }
       const refusal = await this.#store.write(resolution.writes, {
         table,
         stamp: change.version,
@@ -340,6 +348,17 @@ export class AttemptFailed extends Error {
     super(reason)
     this.attempt = attempt
   }
+}
+
+/** Whether values come to stand, where the application sees no row, that a local insert would have to look at. */
+function hidesSums({ rules }: CarefulTable, { writes }: Resolution): boolean {
+  if (rules.deltas.length === 0 && rules.merge === null) return false
+  return writes.some(
+    ({ before, after }) =>
+      !before.row?.visible &&
+      ((after.row !== null && !after.row.visible) ||
+        (after.tombstone !== null && !areZero(after.tombstone.remainder))),
+  )
 }
 
 function refusalOf(error: unknown): Refusal {

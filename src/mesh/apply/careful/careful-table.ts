@@ -168,7 +168,9 @@ export class CarefulTable {
         texts === null ? null : { values: JSON.parse(texts!) as Values, at: at!, node: node! },
         side,
       ),
-      truncated: side.truncated && (versionOf(side.truncated) ?? LONG_AGO),
+      // Of a table with delta columns a truncate is the deletes that it sends, and nothing besides.
+      truncated:
+        side.truncated && this.rules.deltas.length === 0 ? (versionOf(side.truncated) ?? LONG_AGO) : null,
       isClocked: side.clocked,
       isParked: side.parked,
       isParkedOfOrigin: side.parkedOfOrigin,
