@@ -209,19 +209,29 @@ export function admitted(plan: TablePlan, written: readonly string[] | null = nu
 
 /**
  * The condition under which a change may replace the local row `t`: the change's version is not smaller. The first branch
- * decides where this origin wrote the row last, and reads only its timestamp; else the server looks closer, and records what
- * is a conflict. After a lock wait PostgreSQL evaluates it again on the new row. `arriving`: SQL for the new row.
+ * decides where this origin wrote the row last, and reads only its timestamp; else the server looks closer, and makes the rows
+ * texts if there is a conflict to record. After a lock wait PostgreSQL evaluates it again on the new row. `arriving`: SQL for
+ * the new row; null: none.
  */
 function mayReplace(
   plan: TablePlan,
   timeParam: number,
   { nodeId, oid }: Origin,
   operation: 'insert' | 'update' | 'delete',
-  arriving: string,
+  arriving: string | null,
 ): string {
   const time = parameter(plan, timeParam)
   const isOurs = `pg_catalog.pg_xact_commit_timestamp(t.xmin) < ${time} and (pg_catalog.pg_xact_commit_timestamp_origin(t.xmin)).roident = ${oid}`
-  return `case when ${isOurs} then true else sterna.met_row(t.*, ${arriving}, t.xmin, ${time}, ${nodeId}, '${operation}') end`
+  const versions = `t.xmin, ${time}, ${nodeId}`
+  if (plan.guardOid === null) {
+    const row = arriving ?? `null::${plan.target}`
+    return `case when ${isOurs} then true else sterna.met_row(t.*, ${row}, ${versions}, '${operation}') end`
+  }
+  const texts = (row: string | null): string =>
+    row === null ? 'null' : `sterna.texts_${plan.guardOid}(${row})`
+  const key = plan.keyPositions.map((position) => quoteLiteral(plan.remote.columns[position]!.name))
+  const record = `sterna.record_meeting(${texts('t.*')}, ${texts(arriving)}, array[${key.join(', ')}]::pg_catalog.text[], ${plan.oid}, ${plan.guardOid}, ${versions}, '${operation}')`
+  return `case when ${isOurs} then true else case sterna.meeting(${versions}) when 1 then true when 0 then false else ${record} end end`
 }
 
 /** The same, without a look at who wrote the row. */
@@ -282,7 +292,7 @@ function putFixedSql(plan: TablePlan, origin: Origin): string {
 
 /** Deletes the row unless it is newer. Parameters: the key, then the commit timestamp. */
 export function removeSql(plan: TablePlan, origin: Origin): string {
-  return `delete from ${plan.rows} t where ${keyIs(plan, (_, i) => i + 1)} and ${admitted(plan)} and ${mayReplace(plan, plan.keyPositions.length + 1, origin, 'delete', `null::${plan.target}`)}`
+  return `delete from ${plan.rows} t where ${keyIs(plan, (_, i) => i + 1)} and ${admitted(plan)} and ${mayReplace(plan, plan.keyPositions.length + 1, origin, 'delete', null)}`
 }
 
 /**

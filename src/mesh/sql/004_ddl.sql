@@ -395,6 +395,10 @@ begin
   loop
     perform sterna.table_auto_join(v_table);
   end loop;
+  -- A column may go with its type, or with that of a parent table; functions made for the table name it.
+  perform sterna.tombstone_attach(g.table_oid) from sterna.guarded g
+    where g.table_oid in (select sterna.root_table(o.objid) from pg_event_trigger_dropped_objects() o where o.object_type = 'table column')
+      and exists (select from pg_catalog.pg_class c where c.oid = g.table_oid);
 end $$;
 
 -- The event trigger functions. What they call has standard_conforming_strings set as well, since the constants in a function

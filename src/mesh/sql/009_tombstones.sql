@@ -3,7 +3,8 @@
 --
 -- Each table with a key has one guard function, made for its key, behind four triggers: local deletes, local updates of the
 -- key and local truncates leave tombstones; rows that apply creates are looked up among them. Partitions share the guard,
--- and so the tombstones, of the table at the top.
+-- and so the tombstones, of the table at the top. Names of columns are anybody's: they stand in these functions quoted, the bodies
+-- as literals.
 
 create table sterna.tombstone (
   table_oid oid not null,
@@ -20,7 +21,7 @@ create table sterna.truncation (
   times bigint not null
 );
 
--- For which shape of a table (columns of the key with their types, partitions) its guard was made.
+-- For which shape of a table (key, columns with their types, partitions) its functions were made.
 create table sterna.guarded (
   table_oid oid primary key,
   shape text not null
@@ -93,7 +94,11 @@ declare
   v_bury constant text := 'sterna.bury_' || v_root;
   v_leaf record;
   v_types text;
+  v_columns text;
   v_shape text;
+  -- The condition that t has the key $1, $2, ..., within a format.
+  v_key_is text;
+  v_body text;
   v_settings text := 'set search_path = pg_catalog, pg_temp';
 begin
   if to_regprocedure('sterna.rules_attach(oid)') is not null then
@@ -107,7 +112,9 @@ begin
   select string_agg(format_type(sterna.base_type(a.atttypid), null), ', ' order by k.position) into v_types
     from unnest(v_key) with ordinality as k(name, position)
     join pg_attribute a on a.attrelid = v_root and a.attname = k.name;
-  v_shape := concat_ws(' ', v_key::text, v_types,
+  select string_agg(format('%I %s', a.attname, a.atttypid), ', ' order by a.attnum) into v_columns
+    from pg_attribute a where a.attrelid = v_root and a.attnum > 0 and not a.attisdropped;
+  v_shape := concat_ws(' ', v_key::text, v_types, v_columns,
                        (select array_agg(p.relid::oid order by p.relid) from pg_partition_tree(v_root) p)::text);
   if exists (select from sterna.guarded g where g.table_oid = v_root and g.shape = v_shape) then
     return;
@@ -117,54 +124,53 @@ begin
   if sterna.key_hash_sql(v_root, '{x}') like 'pg_catalog.hashtextextended%' then
     v_settings := v_settings || ' set timezone = ''UTC'' set datestyle = ''ISO'' set intervalstyle = ''postgres'' set bytea_output = ''hex''';
   end if;
-  execute format($f$
-    create or replace function %1$s() returns trigger language plpgsql security definer %9$s as $g$
+  v_body := format($f$
     begin
       if tg_op = 'INSERT' then
-        perform pg_advisory_xact_lock_shared(%2$s);
-        if exists (select from sterna.tombstone s where s.table_oid = %3$s and s.key_hash = %4$s)
-           or exists (select from sterna.truncation u where u.table_oid = %3$s) then
-          if exists (select from sterna.tombstone s where s.table_oid = %3$s and s.key_hash = %4$s and sterna.change_is_older(s.xmin))
-             or exists (select from sterna.truncation u where u.table_oid = %3$s and sterna.change_is_older(u.xmin)) then
+        perform pg_advisory_xact_lock_shared(%1$s);
+        if exists (select from sterna.tombstone s where s.table_oid = %2$s and s.key_hash = %3$s)
+           or exists (select from sterna.truncation u where u.table_oid = %2$s) then
+          if exists (select from sterna.tombstone s where s.table_oid = %2$s and s.key_hash = %3$s and sterna.change_is_older(s.xmin))
+             or exists (select from sterna.truncation u where u.table_oid = %2$s and sterna.change_is_older(u.xmin)) then
             if sterna.table_trusted(tg_relid, null) then
-              execute format('delete from only %%s t where %6$s', tg_relid::regclass) using new;
+              execute format(%4$L, tg_relid::regclass) using new;
             else
               -- Code of the table's owner would run with the rights of Sterna: whoever inserts as the owner removes the row.
               perform set_config('sterna.too_old', tg_relid::text, true);
             end if;
-            perform sterna.met_tombstone(tg_relid, sterna.row_texts(new), %3$s, %4$s);
+            perform sterna.met_tombstone(tg_relid, sterna.row_texts(new), %2$s, %3$s);
           end if;
         end if;
       elsif tg_op = 'DELETE' then
         insert into sterna.tombstone as s (table_oid, key_hash, key)
-        select %3$s, %7$s, jsonb_build_array(%8$s) from old_rows o
+        select %2$s, %5$s, jsonb_build_array(%6$s) from old_rows o
         on conflict (table_oid, key_hash) do update set key = excluded.key, version = null, remainder = null;
       elsif tg_op = 'UPDATE' then
         insert into sterna.tombstone as s (table_oid, key_hash, key)
-        values (%3$s, %10$s, jsonb_build_array(%11$s))
+        values (%2$s, %7$s, jsonb_build_array(%8$s))
         on conflict (table_oid, key_hash) do update set key = excluded.key, version = null, remainder = null;
       else
-        insert into sterna.truncation as u (table_oid, times) values (%3$s, 1)
+        insert into sterna.truncation as u (table_oid, times) values (%2$s, 1)
         on conflict (table_oid) do update set times = u.times + 1;
-        perform sterna.truncate_aside(%3$s);
+        perform sterna.truncate_aside(%2$s);
       end if;
       return null;
-    end $g$ $f$,
-    v_guard, sterna.tombstone_lock(v_root), v_root,
+    end $f$,
+    sterna.tombstone_lock(v_root), v_root,
     sterna.key_hash_sql(v_root, (select array_agg('new.' || quote_ident(k)) from unnest(v_key) k)),
-    null,
-    replace(sterna.key_is_sql(v_root, (select array_agg(format('($1).%I', k)) from unnest(v_key) k)), '%', '%%'),
+    'delete from only %s t where '
+      || replace(sterna.key_is_sql(v_root, (select array_agg(format('($1).%I', k)) from unnest(v_key) k)), '%', '%%'),
     sterna.key_hash_sql(v_root, (select array_agg('o.' || quote_ident(k)) from unnest(v_key) k)),
     (select string_agg('format(''%s'', o.' || quote_ident(k) || ')', ', ') from unnest(v_key) k),
-    v_settings,
     sterna.key_hash_sql(v_root, (select array_agg('old.' || quote_ident(k)) from unnest(v_key) k)),
     (select string_agg('format(''%s'', old.' || quote_ident(k) || ')', ', ') from unnest(v_key) k));
+  execute format('create or replace function %s() returns trigger language plpgsql security definer %s as %L', v_guard, v_settings, v_body);
   execute format('revoke all on function %s() from public', v_guard);
 
   -- For deletes that apply: `gone` says whether the row has been deleted already.
   perform sterna.tombstone_drop_bury(v_root);
-  execute format($f$
-    create function %1$s(%2$s, relation oid, gone boolean, ts timestamptz, node integer) returns boolean language plpgsql %9$s as $g$
+  v_key_is := replace(sterna.key_is_sql(v_root, (select array_agg('$' || p) from generate_series(1, cardinality(v_key)) p)), '%', '%%');
+  v_body := format($f$
     #variable_conflict use_column
     declare
       v_gone boolean := gone;
@@ -173,37 +179,49 @@ begin
       if not v_gone then
         -- A session that applies an older change may have created the row just now, unseen: wait for it, and look again.
         perform pg_advisory_xact_lock(%3$s);
-        execute format('delete from %%s%%s t where %5$s and sterna.version_not_greater(t.xmin, $%4$s, $%10$s)
-                        and sterna.apply_trusted(case when false then t.* end, null)',
+        execute format(%1$L,
                        (select case c.relkind when 'r' then 'only ' end from pg_class c where c.oid = relation), relation::regclass)
-          using %8$s, ts, node;
+          using %6$s, ts, node;
         get diagnostics v_count = row_count;
         v_gone := v_count > 0;
       end if;
       if not v_gone then
-        execute format('select count(*) from (select from %%s%%s t where %5$s limit 1) t',
+        execute format(%2$L,
                        (select case c.relkind when 'r' then 'only ' end from pg_class c where c.oid = relation), relation::regclass)
-          into v_count using %8$s;
+          into v_count using %6$s;
         if v_count = 0 then
-          perform sterna.record_conflict('delete_missing', relation, jsonb_object(%12$s::text[], array[%11$s]), null, null, null,
+          perform sterna.record_conflict('delete_missing', relation, jsonb_object(%8$s::text[], array[%7$s]), null, null, null,
                                          row(ts, node)::sterna.row_version, 'skip');
         end if;
       end if;
-      insert into sterna.tombstone as s (table_oid, key_hash, key) values (%6$s, %7$s, jsonb_build_array(%11$s))
+      insert into sterna.tombstone as s (table_oid, key_hash, key) values (%4$s, %5$s, jsonb_build_array(%7$s))
       on conflict (table_oid, key_hash) do update set key = excluded.key, version = null, remainder = null
         where sterna.version_not_greater(s.xmin, ts, node);
       return v_gone;
-    end $g$ $f$,
-    v_bury, v_types, sterna.tombstone_lock(v_root), cardinality(v_key) + 1,
-    replace(sterna.key_is_sql(v_root, (select array_agg('$' || p) from generate_series(1, cardinality(v_key)) p)), '%', '%%'),
-    v_root,
+    end $f$,
+    format('delete from %%s%%s t where %s and sterna.version_not_greater(t.xmin, $%s, $%s)'
+             ' and sterna.apply_trusted(case when false then t.* end, null)',
+           v_key_is, cardinality(v_key) + 1, cardinality(v_key) + 2),
+    format('select count(*) from (select from %%s%%s t where %s limit 1) t', v_key_is),
+    sterna.tombstone_lock(v_root), v_root,
     sterna.key_hash_sql(v_root, (select array_agg('$' || p) from generate_series(1, cardinality(v_key)) p)),
     (select string_agg('$' || p, ', ') from generate_series(1, cardinality(v_key)) p),
-    v_settings, cardinality(v_key) + 2,
     -- As text by the types' own output: a conversion to json would call casts that anybody can make.
     (select string_agg('format(''%s'', $' || p || ')', ', ') from generate_series(1, cardinality(v_key)) p),
     quote_literal(v_key));
+  execute format('create function %s(%s, relation oid, gone boolean, ts timestamptz, node integer) returns boolean language plpgsql %s as %L',
+                 v_bury, v_types, v_settings, v_body);
   execute format('revoke all on function %s(%s, oid, boolean, timestamptz, integer) from public', v_bury, v_types);
+
+  -- A row of the table or of a partition as an object of texts, like row_texts. Whoever writes as the table's owner calls it, with
+  -- its own rights: it does nothing but that.
+  execute format('create or replace function sterna.texts_%s(r anyelement) returns jsonb language plpgsql stable set search_path = pg_catalog, pg_temp as %L',
+    v_root,
+    (select format('begin return jsonb_object(array[%s]::text[], array[%s]::text[]); end',
+                   string_agg(quote_literal(a.attname), ', ' order by a.attnum),
+                   string_agg(format('case num_nulls(r.%1$I) when 0 then format(''%%s'', r.%1$I%2$s) end', a.attname,
+                                     case when sterna.base_type(a.atttypid) = 'money'::regtype then '::numeric' else '' end), ', ' order by a.attnum))
+       from pg_attribute a where a.attrelid = v_root and a.attnum > 0 and not a.attisdropped));
 
   for v_leaf in
     select c.oid::regclass as name, c.relkind from pg_class c
@@ -246,6 +264,7 @@ set sterna.ddl_replication = off set sterna.bookkeeping = on set client_min_mess
 begin
   perform sterna.tombstone_drop_bury(table_oid);
   execute format('drop function if exists sterna.guard_%s() cascade', table_oid);
+  execute format('drop function if exists sterna.texts_%s(anyelement)', table_oid);
   delete from sterna.tombstone s where s.table_oid = tombstone_detach.table_oid;
   delete from sterna.truncation u where u.table_oid = tombstone_detach.table_oid;
   delete from sterna.guarded g where g.table_oid = tombstone_detach.table_oid;

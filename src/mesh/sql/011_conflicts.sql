@@ -242,10 +242,13 @@ $$;
 
 -- The node behind a replication origin; of origin 0, this one.
 create function sterna.node_of_origin(origin oid) returns integer
-language sql stable set search_path = pg_catalog, pg_temp as $$
-  select case when origin = 0 then (select l.node_id from sterna.local_node l)
-              else (select substring(o.roname from '^sterna_\d+_(\d+)')::integer from pg_replication_origin o where o.roident = origin) end
-$$;
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+  if origin = 0 then
+    return (select l.node_id from sterna.local_node l);
+  end if;
+  return (select substring(o.roname from '^sterna_\d+_(\d+)')::integer from pg_replication_origin o where o.roident = origin);
+end $$;
 
 -- The version that a row's xmin gives it. Null: none is known, which counts as older than everything. A row that the
 -- transaction itself wrote has the version of the change being applied.
@@ -274,10 +277,12 @@ begin
   return sterna.version_of_xmin(row_xmin, own);
 end $$;
 
+-- In PL/pgSQL, since an index calls it: a function in SQL would be planned for each row.
 create function sterna.version_greater(a sterna.row_version, b sterna.row_version) returns boolean
-language sql immutable set search_path = pg_catalog, pg_temp as $$
-  select case when a is null then false when b is null then true else ((a).at, (a).node_id) > ((b).at, (b).node_id) end
-$$;
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+begin
+  return case when a is null then false when b is null then true else ((a).at, (a).node_id) > ((b).at, (b).node_id) end;
+end $$;
 
 -- A row as an object of texts, by the types' own output: casts to text or json can be anybody's.
 create function sterna.row_texts(r anyelement) returns jsonb
@@ -313,16 +318,40 @@ begin
   end if;
 end $$;
 
--- Records a conflict, unless the writer of the newer version knew the older one; queues it for review where the policy is
--- manual. Says its type to the session that applies, which counts.
+-- Writes down a conflict and queues it for review where the policy is manual. Says its type to the session that applies, which
+-- counts. `root`: the table at the top of the relation's partition tree. `is_concurrent`: null: unknown.
+create function sterna.write_conflict(kind text, root oid, relation oid, row_key jsonb, local_texts jsonb, remote_texts jsonb,
+                                      local_version sterna.row_version, remote_version sterna.row_version, outcome text,
+                                      is_concurrent boolean)
+returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+#variable_conflict use_variable
+declare
+  v_name constant text := relation::regclass::text;
+  v_policy text;
+begin
+  insert into sterna.conflict_history (conflict_type, table_oid, table_name, key, local_row, remote_row, local_version,
+                                       remote_version, resolution, policy, concurrent)
+  values (kind, root, v_name, coalesce(row_key, '{}'), local_texts, remote_texts, local_version, remote_version, outcome,
+          coalesce((select p.policy from sterna.policy p where p.table_oid = root and (p.conflict_type = kind or p.conflict_type is null)
+                     order by p.conflict_type nulls last limit 1), 'last_update_wins'),
+          is_concurrent)
+  returning policy into v_policy;
+  if v_policy = 'manual' and is_concurrent is distinct from false then
+    insert into sterna.review (reason, conflict_type, table_oid, table_name, key, local_row, remote_row, local_version, remote_version)
+    values ('manual', kind, root, v_name, coalesce(row_key, '{}'), local_texts, remote_texts, local_version, remote_version);
+  end if;
+  raise notice '%', kind using errcode = 'ST011';
+end $$;
+
+-- Records a conflict, unless the writer of the newer version knew the older one.
 create function sterna.record_conflict(kind text, relation oid, row_key jsonb, local_texts jsonb, remote_texts jsonb,
                                        local_version sterna.row_version, remote_version sterna.row_version, outcome text)
 returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-  v_root constant oid := sterna.root_table(relation);
+  v_root oid := relation;
   v_relation text;
-  v_policy text;
 begin
   if local_version is not null then
     v_relation := case when sterna.version_greater(local_version, remote_version)
@@ -332,43 +361,82 @@ begin
       return;
     end if;
   end if;
-  select p.policy into v_policy from sterna.policy p
-   where p.table_oid = v_root and (p.conflict_type = kind or p.conflict_type is null) order by p.conflict_type nulls last limit 1;
-  insert into sterna.conflict_history (conflict_type, table_oid, table_name, key, local_row, remote_row, local_version,
-                                       remote_version, resolution, policy, concurrent)
-  values (kind, v_root, relation::regclass::text, coalesce(row_key, '{}'), local_texts, remote_texts, record_conflict.local_version,
-          record_conflict.remote_version, outcome, coalesce(v_policy, 'last_update_wins'),
-          case v_relation when 'concurrent' then true when 'ordered' then false end);
-  if v_policy = 'manual' and v_relation is distinct from 'ordered' then
-    insert into sterna.review (reason, conflict_type, table_oid, table_name, key, local_row, remote_row, local_version, remote_version)
-    values ('manual', kind, v_root, relation::regclass::text, coalesce(row_key, '{}'), local_texts, remote_texts,
-            record_conflict.local_version, record_conflict.remote_version);
+  if (select c.relispartition from pg_class c where c.oid = relation) then
+    v_root := sterna.root_table(relation);
   end if;
-  raise notice '%', kind using errcode = 'ST011';
+  perform sterna.write_conflict(kind, v_root, relation, row_key, local_texts, remote_texts, local_version, remote_version, outcome,
+                                case v_relation when 'concurrent' then true when 'ordered' then false end);
 end $$;
 
 -- The fast lane's question about a row that another node wrote last, or that is newer: whether the change (ts, node) may
--- replace it. Records what is a conflict. `arriving`: the new row; null: a delete.
+-- replace it. 1: yes; 0: no. Else there is something to record (record_meeting): 2 and 3: yes, 4 and 5: no; 3 and 5: the two
+-- are concurrent. Remembers its last answer in the transaction: a bulk change meets the rows of another one.
+create function sterna.meeting(row_xmin xid, ts timestamptz, node integer) returns integer
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  v_question constant text := concat_ws(' ', row_xmin, node, ts, '');
+  v_met constant text := current_setting('sterna.met', true);
+  v_writer record;
+  v_node integer;
+  v_wins boolean;
+  v_relation text;
+  v_answer integer := 1;
+begin
+  if v_met ^@ v_question then
+    return right(v_met, 1);
+  end if;
+  v_writer := pg_xact_commit_timestamp_origin(row_xmin);
+  if v_writer.timestamp is not null then
+    v_node := coalesce(sterna.node_of_origin(v_writer.roident), 0);
+    v_wins := (v_writer.timestamp, v_node) <= (ts, node);
+    v_relation := case when v_node = node then 'ordered'
+                       when v_wins then sterna.version_relation(row(ts, node), row(v_writer.timestamp, v_node))
+                       else sterna.version_relation(row(v_writer.timestamp, v_node), row(ts, node)) end;
+    v_answer := case when v_relation = 'ordered' then 0 when v_relation = 'concurrent' then 3 else 2 end;
+    v_answer := case when v_wins then greatest(v_answer, 1) when v_answer > 0 then v_answer + 2 else 0 end;
+  end if;
+  perform set_config('sterna.met', v_question || v_answer, true);
+  return v_answer;
+end $$;
+
+-- Records what `meeting` found, with both rows as texts; a delete brings none. Whether the change may replace the row.
+create function sterna.record_meeting(local_texts jsonb, remote_texts jsonb, key_columns text[], relation oid, root oid,
+                                      row_xmin xid, ts timestamptz, node integer, operation text) returns boolean
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  v_answer constant integer := sterna.meeting(row_xmin, ts, node);
+  v_wins constant boolean := v_answer in (1, 2, 3);
+begin
+  if session_user <> current_user then
+    perform sterna.require_apply_session();
+  end if;
+  if v_answer > 1 then
+    perform sterna.write_conflict(
+      case operation when 'insert' then 'insert_exists' else operation || '_origin_differs' end, root, relation,
+      case cardinality(key_columns) when 1 then jsonb_build_object(key_columns[1], local_texts -> key_columns[1])
+           else (select jsonb_object_agg(k, local_texts -> k) from unnest(key_columns) k) end,
+      local_texts, remote_texts, sterna.version_of_xmin(row_xmin, null), row(ts, node),
+      case when v_wins then 'apply_remote' else 'keep_local' end, case when v_answer in (3, 5) then true end);
+  end if;
+  return v_wins;
+end $$;
+
+-- Both in one, for a table without tombstones, which has no function that makes its rows texts. `arriving`: the new row; null: a
+-- delete.
 create function sterna.met_row(present anyelement, arriving anyelement, row_xmin xid, ts timestamptz, node integer, operation text)
 returns boolean
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
-  v_relation constant oid := (select t.typrelid from pg_type t where t.oid = pg_typeof(present)::oid);
-  v_remote constant sterna.row_version := row(ts, node);
-  v_local constant sterna.row_version := sterna.version_of_xmin(row_xmin, null);
-  v_wins constant boolean := not sterna.version_greater(v_local, v_remote);
-  v_texts jsonb;
+  v_answer constant integer := sterna.meeting(row_xmin, ts, node);
+  v_relation oid;
 begin
-  perform sterna.require_apply_session();
-  if v_local is not null and (v_local).node_id <> node
-     and sterna.version_relation(case when v_wins then v_remote else v_local end, case when v_wins then v_local else v_remote end) <> 'ordered' then
-    v_texts := sterna.row_texts(present);
-    perform sterna.record_conflict(
-      case operation when 'insert' then 'insert_exists' else operation || '_origin_differs' end, v_relation,
-      sterna.key_of_texts(v_relation, v_texts), v_texts, sterna.row_texts(arriving), v_local, v_remote,
-      case when v_wins then 'apply_remote' else 'keep_local' end);
+  if v_answer <= 1 then
+    return v_answer = 1;
   end if;
-  return v_wins;
+  perform sterna.require_apply_session();
+  v_relation := (select t.typrelid from pg_type t where t.oid = pg_typeof(present)::oid);
+  return sterna.record_meeting(sterna.row_texts(present), sterna.row_texts(arriving), sterna.key_columns(v_relation)::text[], v_relation,
+                               sterna.root_table(v_relation), row_xmin, ts, node, operation);
 end $$;
 
 -- An update created its row, which was not here. A deleter must not slip past unseen.
@@ -599,11 +667,11 @@ begin
     select p.oid::regprocedure from pg_catalog.pg_proc p
      where p.pronamespace = 'sterna'::regnamespace
        and p.proname in ('careful_mark', 'careful_clean', 'pg_time', 'time_of', 'node_of_origin', 'version_of_xmin', 'version_of_row',
-                         'version_greater', 'row_texts', 'key_of_texts', 'record_conflict', 'side_facts', 'require_apply_session', 'index_equality',
+                         'version_greater', 'row_texts', 'key_of_texts', 'record_conflict', 'write_conflict', 'side_facts', 'require_apply_session', 'index_equality',
                          'describe_careful', 'truncate_aside', 'met_tombstone', 'version_json', 'fetch_row', 'base_facts', 'careful_function')
   loop
     execute format('revoke all on function %s from public', v_function);
   end loop;
 end $$;
 
--- Called where apply writes with the rights of a table's owner. met_row and met_none record only in sessions of Sterna.
+-- Called where apply writes with the rights of a table's owner: met_none, met_row, meeting and record_meeting, which record only in sessions of Sterna.
