@@ -8,6 +8,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 
 import { guardDirectory } from './harness/guard.ts'
 import { startMesh, type TestMesh } from './harness/mesh.ts'
+import { waitUntil } from './harness/wait.ts'
 
 /*
  * Runs the examples of the documentation. In Markdown, `sql test n1` after the three backticks is SQL that `sterna sql n1`
@@ -107,6 +108,8 @@ describe.each(PAGES)('%s', async (page) => {
 
   beforeAll(async () => {
     const [n1] = mesh.nodes
+    // What the page before had retried is tried in a moment.
+    await waitUntil('all is well', () => Promise.resolve(run(['sterna', 'status']).code === 0))
     const tables = await n1!.query<{ name: string }>(
       "select quote_ident(tablename) as name from pg_tables where schemaname = 'public'",
     )
