@@ -228,8 +228,14 @@ export class CarefulTable {
     )
   }
 
-  /** The statement that puts a row with these columns in its place, whatever is there; its parameters are the columns' values. */
-  putStatement(names: readonly string[]): { readonly sql: string; readonly types: readonly number[] } {
+  /**
+   * The statement that puts a row with these columns in its place; its parameters are the columns' values. `isThere`: the row that it
+   * replaces is locked. Else it is a plain insert, which fails where a session of the application was faster: that row is newer.
+   */
+  putStatement(
+    names: readonly string[],
+    isThere: boolean,
+  ): { readonly sql: string; readonly types: readonly number[] } {
     const columns = names.map((name) => this.plan.columns.find((column) => column.name === name)!)
     const isFixed = (name: string): boolean => columns[names.indexOf(name)]!.identityAlways
     const settable = names.filter((name) => !this.#keyNames.includes(name) && !isFixed(name))
@@ -240,7 +246,7 @@ export class CarefulTable {
     )
     const insert = `insert into ${this.plan.target} as t (${names.map(quoteIdent).join(', ')}) overriding system value values (${values.join(', ')})`
     const types = columns.map(({ parameterOid }) => parameterOid)
-    if (this.isKeyless)
+    if (!isThere)
       return { sql: `${insert} returning ${admitted(this.plan, names)} into sterna_admitted`, types }
     const conflict =
       set.length === 0

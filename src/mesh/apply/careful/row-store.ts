@@ -76,7 +76,7 @@ export class RowStore {
   /** Inserts a row into a table without a key. */
   async insert(table: CarefulTable, values: Values, stamp: RowVersion): Promise<Refusal | null> {
     const { names, texts } = writable(table, values)
-    const { sql, types } = table.putStatement(names)
+    const { sql, types } = table.putStatement(names, false)
     return this.#call(table, sql, types, texts, stamp)
   }
 
@@ -116,7 +116,7 @@ export class RowStore {
   ): Promise<Refusal | null> {
     if (after.row?.visible) {
       const { names, texts } = writable(table, after.row.values)
-      const { sql, types } = table.putStatement(names)
+      const { sql, types } = table.putStatement(names, before.row?.visible ?? false)
       return this.#call(table, sql, types, texts, stamp)
     }
     if (!before.row?.visible) return null
