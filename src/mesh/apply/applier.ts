@@ -92,7 +92,11 @@ export class Applier {
     this.#previousLsn = session.startProgress
     this.#notBefore = pgTimeOf(0n)
     this.#tables = new TableCatalog(session, nodes, binary)
-    this.#fast = new FastLane(session, { nodeId: originNodeId, oid: session.originOid }, announce)
+    this.#fast = new FastLane(
+      session,
+      { nodeId: originNodeId, oid: session.originOid, equalUntil: session.equalUntil },
+      announce,
+    )
     this.#careful = new CarefulLane({
       ask: session,
       care: session.care,

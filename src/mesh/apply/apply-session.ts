@@ -104,6 +104,7 @@ type Expected =
 interface SessionStart {
   lsn: string | null
   origin_oid: bigint
+  equal_until: string | null
   epoch: bigint
   tables: string[]
 }
@@ -145,6 +146,8 @@ export class ApplySession implements Ask {
   readonly startProgress: Lsn | null
   /** Number of the replication origin. */
   readonly originOid: number
+  /** What stands here since before this moment is no conflict: the subscription began with equal data. Null: there is none. */
+  readonly equalUntil: string | null
   readonly care: Care
 
   private constructor(wire: WireSocket, handler: ApplyHandler, start: SessionStart) {
@@ -152,6 +155,7 @@ export class ApplySession implements Ask {
     this.#handler = handler
     this.startProgress = start.lsn === null ? null : (BigInt(start.lsn) as Lsn)
     this.originOid = Number(start.origin_oid)
+    this.equalUntil = start.equal_until
     this.care = new Care(this, start.epoch, start.tables.map(Number))
   }
 
@@ -177,6 +181,7 @@ export class ApplySession implements Ask {
       await connection.query('select pg_replication_origin_session_setup($1)', [origin.name])
       const row = await connection.row<SessionStart>(
         `select (pg_replication_origin_session_progress(false) - '0/0'::pg_lsn)::text as lsn, pg_replication_origin_oid($1)::bigint as origin_oid,
+                (select min(s.initialized_at)::text from sterna.subscription s where s.origin_name = $1) as equal_until,
                 c.epoch, array(select t.table_oid::bigint from sterna.careful_table t)::text[] as tables from sterna.careful_state c`,
         [origin.name],
       )

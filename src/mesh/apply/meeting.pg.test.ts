@@ -79,7 +79,7 @@ describe.each(MATRIX)(
       values: readonly string[],
       operation: 'insert' | 'update' | 'delete',
     ): string {
-      const origin = { nodeId: node, oid: 65_000 }
+      const origin = { nodeId: node, oid: 65_000, equalUntil: null }
       const sql = operation === 'delete' ? deleteSql(plan, origin) : putSql(plan, operation, origin)
       const given = operation === 'delete' ? plan.keyPositions.map((position) => values[position]!) : values
       const parameters = [...given.map((value) => `'${value}'`), at(second)]

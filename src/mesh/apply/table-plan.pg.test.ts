@@ -26,7 +26,7 @@ const MATRIX: readonly (readonly [ServerVersion, guarded: boolean])[] = [
 const LOCAL_NODE = 2
 const NODES = { local: 'n2', provider: 'n1' }
 /** No row here was last written by such an origin: the closer look decides always. */
-const originOf = (nodeId: number): Origin => ({ nodeId, oid: 65_000 })
+const originOf = (nodeId: number): Origin => ({ nodeId, oid: 65_000, equalUntil: null })
 /** 2026-01-01. */
 const T = 820_454_400_000_000n
 const at = (micros: bigint): PgTime => pgTimeOf(T + micros)

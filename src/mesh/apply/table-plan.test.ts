@@ -156,7 +156,7 @@ describe('a table that is mapped', () => {
   })
 })
 
-const ORIGIN = { nodeId: 2, oid: 3 }
+const ORIGIN = { nodeId: 2, oid: 3, equalUntil: null }
 
 test('every name is quoted', () => {
   const odd = `o"d`

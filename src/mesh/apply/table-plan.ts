@@ -94,6 +94,8 @@ export interface Origin {
   readonly nodeId: number
   /** The replication origin here: rows that it wrote last have it in their commit timestamp data. */
   readonly oid: number
+  /** Rows that are older than this are of the equal data with which the subscription began: no conflict. Null: none are. */
+  readonly equalUntil: string | null
 }
 
 const FIRST_USER_OID = 16_384
@@ -209,19 +211,22 @@ export function admitted(plan: TablePlan, written: readonly string[] | null = nu
 
 /**
  * The condition under which a change may replace the local row `t`: the change's version is not smaller. The first branch
- * decides where this origin wrote the row last, and reads only its timestamp; else the server looks closer, and makes the rows
+ * decides where this origin wrote the row last, or nobody since the subscription began; else the server looks closer, and makes the rows
  * texts if there is a conflict to record. After a lock wait PostgreSQL evaluates it again on the new row. `arriving`: SQL for
  * the new row; null: none.
  */
 function mayReplace(
   plan: TablePlan,
   timeParam: number,
-  { nodeId, oid }: Origin,
+  { nodeId, oid, equalUntil }: Origin,
   operation: 'insert' | 'update' | 'delete',
   arriving: string | null,
 ): string {
   const time = parameter(plan, timeParam)
-  const isOurs = `pg_catalog.pg_xact_commit_timestamp(t.xmin) < ${time} and (pg_catalog.pg_xact_commit_timestamp_origin(t.xmin)).roident = ${oid}`
+  const written = 'pg_catalog.pg_xact_commit_timestamp(t.xmin)'
+  const isOld = equalUntil === null ? '' : `${written} < timestamptz ${quoteLiteral(equalUntil)} or `
+  // A row of unknown age is older than everything.
+  const isOurs = `${written} < ${time} and (${isOld}(pg_catalog.pg_xact_commit_timestamp_origin(t.xmin)).roident = ${oid}) or ${written} is null`
   const versions = `t.xmin, ${time}, ${nodeId}`
   if (plan.guardOid === null) {
     const row = arriving ?? `null::${plan.target}`

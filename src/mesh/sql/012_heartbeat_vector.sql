@@ -108,7 +108,9 @@ begin
   select (h.applied ->> v_node)::bigint into v_known from sterna.heard_heartbeat h
    where h.node_id = newer.node_id and h.seen_at < newer.at and pg_xact_commit_timestamp(h.xmin) < newer.at
    order by h.seen_at desc, h.beats desc limit 1;
-  if v_known > v_time then
+  if v_known > v_time
+     -- A subscription begins with equal data: what stood on one of the two before was known to the other.
+     or exists (select from sterna.subscription s where s.provider_node_id = newer.node_id and s.initialized_at > older.at) then
     return 'ordered';
   end if;
   -- What it had seen by a moment after the newer one. The moment is that at which it was read, not that of the commit.
