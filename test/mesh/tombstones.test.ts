@@ -130,6 +130,23 @@ describe('deletes and truncates win or lose by version, whatever arrives first',
     await everywhere('select id, v from part', [{ id: 3, v: 'b' }])
   })
 
+  it('a truncate of one partition says nothing of the others', async () => {
+    mesh.link('n3', 'n1').cut()
+    await n1.query("insert into part values (70, 'us', 'stays'), (70, 'eu', 'goes')")
+    await waitUntil(
+      'n2 has them',
+      async () => (await n2.query('select from part where id = 70')).length === 2,
+    )
+    await n2.exec('truncate part_eu')
+    await waitUntil(
+      'n3 knows of the truncate',
+      async () =>
+        (await n3.query(`select from sterna.truncation where table_oid = 'part_eu'::regclass`)).length === 1,
+    )
+    mesh.link('n3', 'n1').heal()
+    await everywhere('select region, v from part where id = 70', [{ region: 'us', v: 'stays' }])
+  })
+
   it('a truncate keeps out what is older, and lets in what is newer', async () => {
     await n1.query("insert into t values (20, 'a')")
     await mesh.settle()

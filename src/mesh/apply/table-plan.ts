@@ -331,7 +331,7 @@ export function truncateSql(plan: TablePlan, origin: Origin): string {
 
 /** Remembers the truncate; `from`: `values`, or the FROM clause of a select. Parameter: the commit timestamp. */
 export function rememberTruncateSql(plan: TablePlan, from: string, origin: Origin): string {
-  const row = from === 'values' ? `values (${plan.guardOid}, 1)` : `select ${plan.guardOid}, 1 ${from}`
+  const row = from === 'values' ? `values (${plan.oid}, 1)` : `select ${plan.oid}, 1 ${from}`
   return `insert into sterna.truncation as t (table_oid, times) ${row}
     on conflict (table_oid) do update set times = t.times + 1
     where case when pg_catalog.pg_xact_commit_timestamp(t.xmin) < $1 then true else sterna.version_not_greater(t.xmin, $1, ${origin.nodeId}) end`

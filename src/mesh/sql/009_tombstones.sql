@@ -15,7 +15,7 @@ create table sterna.tombstone (
   primary key (table_oid, key_hash)
 );
 
--- The last truncate of a table; its version is that of xmin.
+-- The last truncate of a table, or of a single partition; its version is that of xmin.
 create table sterna.truncation (
   table_oid oid primary key,
   times bigint not null
@@ -129,9 +129,9 @@ begin
       if tg_op = 'INSERT' then
         perform pg_advisory_xact_lock_shared(%1$s);
         if exists (select from sterna.tombstone s where s.table_oid = %2$s and s.key_hash = %3$s)
-           or exists (select from sterna.truncation u where u.table_oid = %2$s) then
+           or exists (select from sterna.truncation u where u.table_oid in (tg_relid, %2$s)) then
           if exists (select from sterna.tombstone s where s.table_oid = %2$s and s.key_hash = %3$s and sterna.change_is_older(s.xmin))
-             or exists (select from sterna.truncation u where u.table_oid = %2$s and sterna.change_is_older(u.xmin)) then
+             or exists (select from sterna.truncation u where u.table_oid in (tg_relid, %2$s) and sterna.change_is_older(u.xmin)) then
             if sterna.table_trusted(tg_relid, null) then
               execute format(%4$L, tg_relid::regclass) using new;
             else
@@ -150,9 +150,9 @@ begin
         values (%2$s, %7$s, jsonb_build_array(%8$s))
         on conflict (table_oid, key_hash) do update set key = excluded.key, version = null, remainder = null;
       else
-        insert into sterna.truncation as u (table_oid, times) values (%2$s, 1)
+        insert into sterna.truncation as u (table_oid, times) values (tg_relid, 1)
         on conflict (table_oid) do update set times = u.times + 1;
-        perform sterna.truncate_aside(%2$s);
+        perform sterna.truncate_aside(%2$s, tg_relid);
       end if;
       return null;
     end $f$,

@@ -467,7 +467,7 @@ begin
   -- Assigned, since SELECT INTO would take the version for the first of its fields.
   v_local := (select coalesce(s.version, sterna.version_of_xmin(s.xmin, null))
                 from sterna.tombstone s where s.table_oid = guard and s.key_hash = hash);
-  v_truncated := (select sterna.version_of_xmin(u.xmin, null) from sterna.truncation u where u.table_oid = guard);
+  v_truncated := sterna.truncated(guard, relation, null);
   if sterna.version_greater(v_truncated, v_local) then
     v_local := v_truncated;
   end if;
@@ -496,7 +496,7 @@ begin
   perform pg_advisory_xact_lock_shared(sterna.tombstone_lock(guard));
   select count(*) as looked_at, bool_or(not sterna.version_not_greater(d.writer, ts, node)) as is_newer into v_found
     from ((select s.xmin as writer from sterna.tombstone s where s.table_oid = guard limit 1001)
-          union all (select u.xmin from sterna.truncation u where u.table_oid = guard)) d;
+          union all (select u.xmin from sterna.truncation u where sterna.root_table(u.table_oid) = guard)) d;
   if v_found.looked_at > 1000 or v_found.is_newer then
     raise exception 'the table has tombstones' using errcode = 'ST004';
   end if;
@@ -544,15 +544,32 @@ begin
     'rules', sterna.table_rules(sterna.root_table(relation)));
 end $$;
 
+-- The version of the last truncate of a table, or of one of its partitions; null: none is known.
+create function sterna.truncated(guard oid, relation oid, own sterna.row_version) returns sterna.row_version
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+declare
+  v_writer xid;
+  v_version sterna.row_version;
+  v_newest sterna.row_version;
+begin
+  for v_writer in select u.xmin from sterna.truncation u where u.table_oid in (guard, relation) loop
+    v_version := sterna.version_of_xmin(v_writer, own);
+    if v_newest is null or sterna.version_greater(v_version, v_newest) then
+      v_newest := v_version;
+    end if;
+  end loop;
+  return v_newest;
+end $$;
+
 -- What is known of a key besides its row, for the careful lane. `own`: version of the change that is being applied.
-create function sterna.side_facts(guard oid, hash bigint, own sterna.row_version) returns jsonb
+create function sterna.side_facts(guard oid, relation oid, hash bigint, own sterna.row_version) returns jsonb
 language sql volatile set search_path = pg_catalog, pg_temp as $$
   select jsonb_build_object(
     'tombstone', (select sterna.version_json(coalesce(s.version, sterna.version_of_xmin(s.xmin, own))) || jsonb_build_object('remainder', s.remainder)
                     from sterna.tombstone s where s.table_oid = guard and s.key_hash = hash),
     'aside', (select sterna.version_json(a.version) || jsonb_build_object('values', a.row_values)
                 from sterna.aside a where a.table_oid = guard and a.key_hash = hash),
-    'truncated', (select sterna.version_json(sterna.version_of_xmin(u.xmin, own)) from sterna.truncation u where u.table_oid = guard),
+    'truncated', (select sterna.version_json(t.version) from (select sterna.truncated(guard, relation, own) as version) t where t.version is not null),
     'clocked', exists (select from sterna.row_clock r where r.table_oid = guard and r.key_hash = hash),
     'parked', exists (select from sterna.exception e where e.table_oid = guard and (e.key_hashes is null or hash = any (e.key_hashes))),
     'parkedOfOrigin', exists (select from sterna.exception e where e.table_oid = guard and e.origin_node_id = (own).node_id
@@ -638,13 +655,13 @@ end $body$, statement));
 end $$;
 
 -- A local truncate is newer than everything: rows aside go with it.
-create function sterna.truncate_aside(guard oid) returns void
+create function sterna.truncate_aside(guard oid, relation oid) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
-  delete from sterna.aside a where a.table_oid = guard;
+  delete from sterna.aside a where a.table_oid = guard and to_regclass(a.table_name) = relation;
   if found then
     update sterna.review r set closed_at = clock_timestamp(), resolution = 'the table was truncated'
-     where r.table_oid = guard and r.reason = 'set_aside' and r.closed_at is null;
+     where r.table_oid = guard and to_regclass(r.table_name) = relation and r.reason = 'set_aside' and r.closed_at is null;
   end if;
 end $$;
 
@@ -668,7 +685,7 @@ begin
      where p.pronamespace = 'sterna'::regnamespace
        and p.proname in ('careful_mark', 'careful_clean', 'pg_time', 'time_of', 'node_of_origin', 'version_of_xmin', 'version_of_row',
                          'version_greater', 'row_texts', 'key_of_texts', 'record_conflict', 'write_conflict', 'side_facts', 'require_apply_session', 'index_equality',
-                         'describe_careful', 'truncate_aside', 'met_tombstone', 'version_json', 'fetch_row', 'base_facts', 'careful_function')
+                         'describe_careful', 'truncated', 'truncate_aside', 'met_tombstone', 'version_json', 'fetch_row', 'base_facts', 'careful_function')
   loop
     execute format('revoke all on function %s from public', v_function);
   end loop;

@@ -103,7 +103,7 @@ export class CarefulTable {
       .join(', ')}]::text[])`
     const count = this.#keyNames.length
     this.#lockSql = `select 1 from ${plan.rows} t where ${this.#keyIs()} for update`
-    this.#readSql = `select h.hash::text, r.texts::text, r.version ->> 'at', r.version ->> 'node', sterna.side_facts(${this.guardOid}, h.hash, o.own)::text
+    this.#readSql = `select h.hash::text, r.texts::text, r.version ->> 'at', r.version ->> 'node', sterna.side_facts(${this.guardOid}, ${plan.oid}, h.hash, o.own)::text
       from (select ${description.hash} as hash) h
      cross join (select row(sterna.time_of($${count + 1}), $${count + 2})::sterna.row_version as own) o
       left join lateral (select ${this.#texts} as texts, sterna.version_json(sterna.version_of_row(${this.guardOid}, h.hash, t.xmin, o.own)) as version

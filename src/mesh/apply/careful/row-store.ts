@@ -97,15 +97,15 @@ export class RowStore {
       )
     }
     this.#ask.send(
-      `with gone as (delete from sterna.aside a where a.table_oid = $1::oid and not sterna.version_greater(a.version, ${versionSql(2)}) returning a.key_hash)
+      `with gone as (delete from sterna.aside a where a.table_oid = $1::oid and a.table_name = $4 and not sterna.version_greater(a.version, ${versionSql(2)}) returning a.key_hash)
        update sterna.review r set closed_at = clock_timestamp(), resolution = 'the table was truncated'
          from gone where r.table_oid = $1::oid and r.key_hash = gone.key_hash and r.reason = 'set_aside' and r.closed_at is null`,
-      [guard, ...version],
+      [guard, ...version, table.name],
     )
     this.#ask.send(
       `insert into sterna.truncation as u (table_oid, times) values ($1::oid, 1)
        on conflict (table_oid) do update set times = u.times + 1 where not sterna.version_greater(sterna.version_of_xmin(u.xmin, null), ${versionSql(2)})`,
-      [guard, ...version],
+      [String(table.plan.oid), ...version],
     )
     return null
   }
