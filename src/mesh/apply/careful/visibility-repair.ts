@@ -11,8 +11,8 @@ import type { CarefulTable } from './careful-table.ts'
 import { Driver } from './driver.ts'
 import { RowStore } from './row-store.ts'
 
-/** No node receives what is written under it: each node repairs for itself, to the same end. */
-const ORIGIN = 'sterna_visibility'
+/** Nobody follows what is written under it: each node repairs for itself, to the same end. Origins are of the whole server. */
+const ORIGIN_SQL = `select format('sterna_%s_visibility', d.oid) as name from pg_database d where d.datname = current_database()`
 const ORIGIN_NODE_ID = 0
 
 /**
@@ -29,9 +29,11 @@ export async function repairTables(
        from sterna.aside a join pg_class c on c.oid = to_regclass(a.table_name) join pg_namespace n on n.oid = c.relnamespace`,
   )
   if (tables.length === 0) return
+  const named = await control.row<{ name: string }>(ORIGIN_SQL)
+  const origin = { name: named!.name, nodeId: ORIGIN_NODE_ID }
   await control.query(
     'select pg_replication_origin_create($1) where not exists (select from pg_replication_origin where roname = $1)',
-    [ORIGIN],
+    [origin.name],
   )
   let failed: Error | undefined
   const handler = {
@@ -41,7 +43,6 @@ export async function repairTables(
       failed ??= error
     },
   }
-  const origin = { name: ORIGIN, nodeId: ORIGIN_NODE_ID }
   const session = await ApplySession.open(target, `sterna ${node} repair`, origin, handler, async () => {})
   try {
     const catalog = new TableCatalog(session, { local: node, provider: node }, false)
