@@ -382,6 +382,9 @@ declare
   v_relation text;
   v_answer integer := 1;
 begin
+  if session_user <> current_user then
+    perform sterna.require_apply_session();
+  end if;
   if v_met ^@ v_question then
     return right(v_met, 1);
   end if;
