@@ -243,7 +243,9 @@ export class ChangeFlow implements StreamHandler, ApplyHandler {
     // The fast lane cannot tell one change of a transaction from another: it is applied again, one by one.
     const isNew = failed !== undefined && attempt?.lsn !== failed
     if (isNew && refused instanceof SternaError && refused.code === 'APPLY_FAILED')
-      this.#fail(new AttemptFailed({ lsn: failed, park: new Map(), discard: null }, refused.message))
+      this.#fail(
+        new AttemptFailed({ lsn: failed, park: new Map(), discard: null, again: new Set() }, refused.message),
+      )
     else this.#fail(refused)
   }
 

@@ -36,6 +36,8 @@ export interface Attempt {
   readonly park: ReadonlyMap<number, Refusal>
   /** The whole transaction is parked for this reason. */
   readonly discard: Refusal | null
+  /** Changes, by number, for which it is applied again because a session of the application was faster. */
+  readonly again: ReadonlySet<number>
 }
 
 export interface LaneOptions extends DriverOptions {
@@ -126,7 +128,10 @@ export class CarefulLane {
     const { onException } = this.#options
     if (onException === 'park') return this.#park(incoming, { tag: 'failed', refusal })
     if (onException === 'transdiscard')
-      throw new AttemptFailed({ lsn: this.#place!.lsn, park: new Map(), discard: refusal }, refusal.message)
+      throw new AttemptFailed(
+        { lsn: this.#place!.lsn, park: new Map(), discard: refusal, again: new Set() },
+        refusal.message,
+      )
     throw new SternaError('EXCEPTION_STOPPED', {
       table: incoming.table.plan.label,
       operation: incoming.change.tag,
@@ -145,15 +150,25 @@ export class CarefulLane {
     try {
       return await this.#resolve({ ...incoming, held })
     } catch (error) {
-      if (error instanceof LaterRefusal) {
-        const refused = new Map([...(this.#attempt?.park ?? []), [number, error.refusal] as const])
-        throw new AttemptFailed(
-          { lsn: this.#place!.lsn, park: refused, discard: null },
-          error.refusal.message,
-        )
-      }
+      if (error instanceof LaterRefusal) throw this.#failed(number, error.refusal)
       return refusalOf(error)
     }
+  }
+
+  /** What was written of the change is rolled back with its transaction: it is left out next time, or decided again. */
+  #failed(number: number, refusal: Refusal): AttemptFailed {
+    const { lsn } = this.#place!
+    const { park: parked = new Map<number, Refusal>(), again = new Set<number>() } = this.#attempt ?? {}
+    const isRace = refusal.sqlstate === UNIQUE_VIOLATION && !again.has(number)
+    return new AttemptFailed(
+      {
+        lsn,
+        discard: null,
+        park: isRace ? parked : new Map([...parked, [number, refusal] as const]),
+        again: isRace ? new Set([...again, number]) : again,
+      },
+      refusal.message,
+    )
   }
 
   async #resolve(incoming: Incoming): Promise<Refusal | null> {
