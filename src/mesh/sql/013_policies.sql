@@ -234,7 +234,7 @@ begin
     from pg_attribute a where a.attrelid = relation and a.attnum > 0 and not a.attisdropped;
   begin
     execute format($f$
-      with r as materialized (select row_number() over () as n, t from (select t from only %1$s t limit 6) s(t)),
+      with r as materialized (select row_number() over () as n, t from (select (t.*)::%1$s from only %1$s t limit 6) s(t)),
       sample as materialized (
         select row(%2$s)::%1$s as v from generate_series(0, 8) i where exists (select from r)
         union all select row(%3$s)::%1$s where exists (select from r)),
@@ -876,7 +876,8 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
     'gate', exists (select from sterna.definitions_pending(root)))
 $$;
 
--- Makes, or makes anew, or removes what the rules of a table need. Idempotent; locks the table only if something changes.
+-- Makes, or makes anew, or removes what the rules of a table need. Idempotent; locks the table only if something changes. Names of
+-- columns, tables and functions are anybody's: they stand in the functions made here quoted, the bodies as literals.
 create function sterna.rules_attach(relid oid) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 set sterna.ddl_replication = off set sterna.bookkeeping = on set client_min_messages = error as $$
@@ -891,6 +892,7 @@ declare
   v_leaf record;
   v_trigger record;
   v_key_changed text;
+  v_body text;
   v_settings text := 'set search_path = pg_catalog, pg_temp';
   v_unfit name;
 begin
@@ -926,50 +928,53 @@ begin
     if sterna.key_hash_sql(v_root, '{x}') like 'pg_catalog.hashtextextended%' then
       v_settings := v_settings || ' set timezone = ''UTC'' set datestyle = ''ISO'' set intervalstyle = ''postgres'' set bytea_output = ''hex''';
     end if;
-    execute format($f$
-      create or replace function sterna.unseen_%1$s() returns trigger language plpgsql security definer %2$s as $g$
+    v_body := format($f$
       declare
-        v_hash constant bigint := %3$s;
+        v_hash constant bigint := %2$s;
       begin
-        perform pg_advisory_xact_lock_shared(%4$s);
+        perform pg_advisory_xact_lock_shared(%3$s);
         if current_setting('transaction_isolation') <> 'read committed' then
           perform sterna.unseen_probe(%1$s, v_hash);
         end if;
         if exists (select from sterna.tombstone s where s.table_oid = %1$s and s.key_hash = v_hash and s.remainder is not null)
            or exists (select from sterna.aside a where a.table_oid = %1$s and a.key_hash = v_hash) then
-          perform sterna.unseen_cancel(%1$s, v_hash, jsonb_object(%5$L::text[], array[%6$s]));
+          perform sterna.unseen_cancel(%1$s, v_hash, jsonb_object(%4$L::text[], array[%5$s]));
         end if;
         return null;
-      end $g$ $f$,
-      v_root, v_settings, sterna.key_hash_sql(v_root, (select array_agg('new.' || quote_ident(k)) from unnest(v_key) k)),
+      end $f$,
+      v_root, sterna.key_hash_sql(v_root, (select array_agg('new.' || quote_ident(k)) from unnest(v_key) k)),
       sterna.unseen_lock(v_root), v_key::text,
       (select string_agg('format(''%s'', new.' || quote_ident(k) || ')', ', ') from unnest(v_key) k));
+    execute format('create or replace function sterna.unseen_%s() returns trigger language plpgsql security definer %s as %L',
+                   v_root, v_settings, v_body);
     execute format('revoke all on function sterna.unseen_%s() from public', v_root);
   end if;
   if v_merge is not null then
     -- The key, and delta columns, are what the statement says.
-    execute format($f$
-      create or replace function sterna.merging_%1$s() returns trigger language plpgsql security definer %2$s as $g$
+    v_body := format($f$
       declare
-        v_row %3$s := new;
-        v_other %3$s;
+        v_row %2$s := new;
+        v_other %2$s;
         v_aside jsonb;
       begin
         if tg_op = 'INSERT' then
-          select a.row_values into v_aside from sterna.aside a where a.table_oid = %1$s and a.key_hash = %4$s;
+          select a.row_values into v_aside from sterna.aside a where a.table_oid = %1$s and a.key_hash = %3$s;
           if v_aside is null then
             return new;
           end if;
-          v_other := jsonb_populate_record(null::%3$s, v_aside);
+          v_other := jsonb_populate_record(null::%2$s, v_aside);
         else
           v_other := old;
         end if;
-        v_row := %5$s(v_other, new);
-        %6$s
+        v_row := %4$s(v_other, new);
+        %5$s
         return v_row;
-      end $g$ $f$,
-      v_root, v_settings, v_root::regclass, sterna.key_hash_sql(v_root, (select array_agg('new.' || quote_ident(k)) from unnest(v_key) k)),
-      v_merge, (select string_agg(format('v_row.%1$I := new.%1$I;', k), ' ') from unnest(v_key || v_deltas) k));
+      end $f$,
+      v_root, v_root::regclass, sterna.key_hash_sql(v_root, (select array_agg('new.' || quote_ident(k)) from unnest(v_key) k)),
+      (select format('%I.%I', n[1], n[2]) from parse_ident(v_merge) n),
+      (select string_agg(format('v_row.%1$I := new.%1$I;', k), ' ') from unnest(v_key || v_deltas) k));
+    execute format('create or replace function sterna.merging_%s() returns trigger language plpgsql security definer %s as %L',
+                   v_root, v_settings, v_body);
     execute format('revoke all on function sterna.merging_%s() from public', v_root);
   end if;
 

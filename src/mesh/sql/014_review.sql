@@ -536,8 +536,9 @@ create view sterna.exception_list as
 create view sterna.rows_aside as
   select a.table_name, a.key, a.row_values as "row", n.node_name as written_by, (a.version).at as written_at, a.since,
          format('%s is also that of the row with %s, which is newer', coalesce(u.taken, 'a unique value'), coalesce(o.words, 'another key')) as why,
-         format('it returns when the row with %s is deleted or gets another %s; or give it another one itself: select sterna.review_resolve(%s, ''row'', ''{"%s": "..."}'')',
-                coalesce(o.words, 'the other key'), coalesce(u.columns, 'value'), coalesce(r.id::text, '<review id>'), coalesce(u.first, 'column'))
+         format('it returns when the row with %s is deleted or gets another %s; or give it another one itself: select sterna.review_resolve(%s, ''row'', %L)',
+                coalesce(o.words, 'the other key'), coalesce(u.columns, 'value'), coalesce(r.id::text, '<review id>'),
+                jsonb_build_object(coalesce(u.first, 'column'), '...'))
            as comes_back,
          a.constraints, a.in_favour_of, r.id as review_id
     from sterna.aside a

@@ -114,7 +114,7 @@ create function sterna.clock_rewrite_sql(relation oid, first_page bigint, end_pa
 language sql volatile set search_path = pg_catalog, pg_temp as $$
   select format($f$
     update only %1$s t set %2$s
-      from (select x as whole, x.ctid as place, x.xmin as version from only %1$s x
+      from (select (x.*)::%1$s as whole, x.ctid as place, x.xmin as version from only %1$s x
              where x.ctid >= '(%3$s,0)' and x.ctid < '(%4$s,0)' and pg_catalog.age(x.xmin) <= pg_catalog.age(%5$L::pg_catalog.xid)
                and exists (select from pg_catalog.pg_xact_commit_timestamp_origin(x.xmin) c
                             where c.roident = 0 and c.timestamp between %6$L and %7$L)

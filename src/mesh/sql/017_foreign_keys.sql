@@ -105,7 +105,7 @@ begin
   select * into k from sterna.fk_watched() w where w.constraint_oid = foreign_key;
   for f in execute format(
     'select distinct on (2) %s as key, %s as hash, t.xmin as version, %s as row_values from %s and %s and not exists (select from %s p where %s) limit 1000',
-    k.child_key, k.child_hash, case when sterna.table_trusted(k.child, null) then 'sterna.row_texts(t)' else 'null::jsonb' end,
+    k.child_key, k.child_hash, case when sterna.table_trusted(k.child, null) then 'sterna.row_texts(t.*)' else 'null::jsonb' end,
     source, k.refers, k.parent::regclass, k.matches)
   loop
     continue when exists (select from sterna.orphan o where o.constraint_oid = foreign_key and o.key_hash = f.hash);

@@ -479,6 +479,119 @@ describe.each(MATRIX)('delta columns and policies of a single node, version %s',
     })
   })
 
+  // Names of columns and tables are anybody's, and stand in functions that run with the rights of Sterna.
+  describe('names with quotes, dollars and code in them', () => {
+    const CODE = 'x$g$; create table if not exists public.owned(); select $g$'
+    const KEY = ["k'g", 'k$g$x', '%s', CODE]
+    const DELTAS = ['d"q', "d'%I$g$", 'd\\$f$', `${CODE}d`.slice(0, 63)]
+    const quoted = (name: string): string => `"${name.replaceAll('"', '""')}"`
+    const TABLE = quoted('o\'dd"$g$%s')
+    const objectOf = (names: string[], value: string): Record<string, string> =>
+      Object.fromEntries(names.map((name) => [name, value]))
+    const literal = (value: unknown): string => `'${JSON.stringify(value).replaceAll("'", "''")}'`
+    const keyHash = `pg_catalog.hash_record_extended(row(${KEY.map(() => `'1'::text`).join(', ')}), 0)`
+    const messages = (): Promise<Row[]> =>
+      rows(
+        `select operation, key, amounts from sterna.row_message where table_name = $n$o'dd"$g$%s$n$ order by message_id`,
+      )
+    const add = (deltas: string): string =>
+      `insert into ${TABLE} values (${KEY.map(() => `'1'`).join(', ')}, ${deltas})`
+    const expectNothingRan = async (): Promise<void> =>
+      expect(await rows(`select 1 as one from pg_class where relname = 'owned'`)).toEqual([])
+
+    // Bodies of functions are not checked, and backslashes mean what they once did.
+    describe.each(['check_function_bodies', 'standard_conforming_strings'])('where %s is off', (setting) => {
+      beforeAll(async () => {
+        await conn.exec('truncate sterna.row_message')
+        await conn.exec(`create table ${TABLE} (${KEY.map((name) => `${quoted(name)} text`).join(', ')},
+          ${DELTAS.map((name) => `${quoted(name)} numeric(10, 2) not null`).join(', ')},
+          primary key (${KEY.map(quoted).join(', ')}))`)
+        await conn.exec(`set ${setting} = off; set backslash_quote = on; set escape_string_warning = off`)
+      })
+      afterAll(() => conn.exec(`drop table ${TABLE} cascade; reset ${setting}; reset backslash_quote`))
+
+      it('delta columns are declared; an insert over a remainder takes it off', async () => {
+        for (const name of DELTAS)
+          await conn.query('select sterna.delta_add($1::regclass, $2)', [TABLE, name])
+        await expectNothingRan()
+        await conn.exec('set standard_conforming_strings = on')
+        await conn.exec(`insert into sterna.tombstone (table_oid, key_hash, key, remainder)
+          values (${regclass()}, ${keyHash}, '["1","1","1","1"]', ${literal(objectOf(DELTAS, '5.00'))})`)
+        await conn.exec(`set ${setting} = off`)
+        await conn.exec(add(DELTAS.map(() => '7').join(', ')))
+        expect(await messages()).toEqual([
+          { operation: 'cancel', key: objectOf(KEY, '1'), amounts: objectOf(DELTAS, '5.00') },
+        ])
+        await conn.exec(`update ${TABLE} set ${KEY.map((name) => `${quoted(name)} = '2'`).join(', ')}`)
+        expect(
+          await failureOf(conn.query(`update ${TABLE} set ${quoted(DELTAS[0]!)} = 'NaN'`)),
+        ).toMatchObject({ sqlstate: 'ST165' })
+        await expectNothingRan()
+      })
+
+      it('a truncate becomes deletes', async () => {
+        await conn.exec('truncate sterna.row_message; delete from sterna.tombstone')
+        await conn.exec(`truncate ${TABLE}`)
+        expect(await rows(`select key from sterna.tombstone`)).toEqual([{ key: ['2', '2', '2', '2'] }])
+        expect(await rows(`select 1 from sterna.truncation where table_oid = ${regclass()}`)).toEqual([])
+        await expectNothingRan()
+      })
+
+      it('a merge function decides', async () => {
+        for (const name of DELTAS.slice(1))
+          await conn.query('select sterna.delta_remove($1::regclass, $2)', [TABLE, name])
+        const [, second] = DELTAS.map(quoted)
+        await conn.exec(`create function "m'$g$;""" (${TABLE}, ${TABLE}) returns ${TABLE} language sql immutable
+          return case when $1.${second} >= $2.${second} then $1 else $2 end`)
+        await conn.exec(add('1, 2, 3, 4'))
+        await conn.query('select sterna.policy_set($1::regclass, null, $2, $3::regprocedure)', [
+          TABLE,
+          'merge',
+          `"m'$g$;"""(${TABLE}, ${TABLE})`,
+        ])
+        await conn.exec(`update ${TABLE} set ${second} = 1, ${quoted(DELTAS[0]!)} = 9`)
+        expect(
+          await rows(
+            `select ${DELTAS.map((name, i) => `${quoted(name)}::int as v${i}`).join(', ')} from ${TABLE}`,
+          ),
+        ).toEqual([{ v0: 9, v1: 2, v2: 3, v3: 4 }])
+        expect(await failureOf(conn.query(`update ${TABLE} set ${quoted(CODE)} = '5'`))).toMatchObject({
+          sqlstate: 'ST163',
+        })
+        await expectNothingRan()
+        await conn.query('select sterna.policy_unset($1::regclass)', [TABLE])
+      })
+    })
+
+    function regclass(): string {
+      return `$n$${TABLE}$n$::regclass`
+    }
+
+    it('an owner who gives a column such a name does not execute anything by that', async () => {
+      await conn.exec(`create schema den; create table den.t (id int primary key, d int not null)`)
+      await conn.exec(`select sterna.delta_add('den.t', 'd')`)
+      await conn.exec(
+        `grant usage on schema den to mallory; alter table den.t owner to mallory; grant create on schema den to mallory`,
+      )
+      await conn.exec('set role mallory; set check_function_bodies = off')
+      await conn.exec(`alter table den.t rename id to ${quoted(CODE)}`)
+      await expectNothingRan()
+      await conn.exec(
+        'insert into den.t values (1, 1); truncate den.t; reset role; reset check_function_bodies',
+      )
+      await expectNothingRan()
+    })
+
+    it('a column t does not hide the row from the trial of a merge function', async () => {
+      await conn.exec(`create table letters (id int primary key, t int not null, r int not null, i int not null, v int not null); insert into letters values (1, 1, 1, 1, 1), (2, 2, 2, 2, 2);
+        create function larger(letters, letters) returns letters language sql immutable
+          return case when ($1.t, $1.r, $1.i, $1.v) >= ($2.t, $2.r, $2.i, $2.v) then $1 else $2 end`)
+      await conn.query(`select sterna.policy_set('letters', null, 'merge', 'larger(letters, letters)')`)
+      await conn.exec('update letters set t = 0')
+      expect(await rows('select t from letters order by id')).toEqual([{ t: 1 }, { t: 2 }])
+    })
+  })
+
   it('a table that is dropped leaves nothing behind', async () => {
     await conn.exec('create table gone (id int primary key, d int not null)')
     await conn.exec(`select sterna.delta_add('gone', 'd')`)
