@@ -186,6 +186,11 @@ describe.skipIf(layout.missing !== null)(`changes that cannot be applied, ${layo
       return row!.status === 'disabled'
     })
     expect(n3.agent.log).toContain('EXCEPTION_STOPPED')
+    expect(
+      await n3.query(
+        "select subscription_name from sterna.sub_show_status() where last_error_code = 'EXCEPTION_STOPPED' and hint <> ''",
+      ),
+    ).toHaveLength(1)
     await n1.exec(`insert into first values (271, 'waits')`)
     await n2.exec(`insert into first values (272, 'flows')`)
     await story.becomes(n3, count('first', 272), [{ n: 1 }])

@@ -15,6 +15,8 @@ create table sterna.subscription (
   apply_delay interval not null default '0',
   force_text_transfer boolean not null default false,
   enabled boolean not null default true,
+  -- Why it has disabled itself (on_exception is stop): code, message, hint. Null: it has not.
+  stopped jsonb,
   initialized_at timestamptz,
   -- Where the provider was when it was found to be behind what is applied here. It stays refused, even when its WAL has
   -- grown past that again.
@@ -195,7 +197,7 @@ create function sterna.sub_enable(subscription_name name, immediate boolean defa
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
   perform sterna.check_subscription(subscription_name);
-  update sterna.subscription s set enabled = true where s.sub_name = subscription_name and not s.enabled;
+  update sterna.subscription s set enabled = true, stopped = null where s.sub_name = subscription_name and not s.enabled;
   return true;
 end $$;
 

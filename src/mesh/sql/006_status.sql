@@ -30,10 +30,10 @@ language sql stable security definer set search_path = pg_catalog, pg_temp as $$
          case when t.fresh then t.lag_bytes end, case when t.fresh then t.lag_seconds end,
          t.received_lsn, t.applied_lsn, t.confirmed_lsn,
          coalesce(t.transactions, 0), coalesce(t.changes, 0), coalesce(t.conflicts, '{}'), coalesce(t.exceptions, 0),
-         case when a.absent then 'AGENT_NOT_RUNNING' when s.enabled then t.last_error_code end,
-         case when a.absent then 'the agent of this node is not running' when s.enabled then t.last_error end,
+         case when a.absent then 'AGENT_NOT_RUNNING' when s.enabled then t.last_error_code else s.stopped ->> 'code' end,
+         case when a.absent then 'the agent of this node is not running' when s.enabled then t.last_error else s.stopped ->> 'message' end,
          case when a.absent then 'Start it: sterna agent --node ' || coalesce(l.node_name, '...') || ' --dsn ...'
-              when s.enabled then t.last_error_hint end,
+              when s.enabled then t.last_error_hint else s.stopped ->> 'hint' end,
          t.updated_at
     from sterna.subscription s
     left join (select n.node_name from sterna.local_node ln join sterna.node n on n.node_id = ln.node_id) l on true

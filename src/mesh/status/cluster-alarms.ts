@@ -69,9 +69,11 @@ function subscriptionAlarms(node: NodeStatus, subscription: SubscriptionRow): Al
     alarms.push({
       name: 'subscription_disabled',
       subject,
-      message: `${node.name} does not follow ${provider ?? 'its provider'}, which keeps WAL for it meanwhile`,
-      action: `sterna sub enable ${name} --on ${node.name}, or drop it.`,
-      severity: 'warning',
+      message:
+        lastError?.message ??
+        `${node.name} does not follow ${provider ?? 'its provider'}, which keeps WAL for it meanwhile`,
+      action: lastError?.hint ?? `sterna sub enable ${name} --on ${node.name}, or drop it.`,
+      severity: lastError ? 'critical' : 'warning',
     })
   // Without an agent everything is down; that is one alarm and not one for each subscription.
   else if (node.agent?.alive && (status === 'down' || (status === 'initializing' && lastError)))
