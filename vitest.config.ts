@@ -16,10 +16,14 @@ const LAYOUTS: readonly { readonly versions: string; readonly include: string; r
         },
         {
           versions: 'system15',
-          include: '{writes,links,clock,data-types,changes,tombstones,aborted-progress,conflicts}',
+          include: '{writes,links,clock,data-types,changes,tombstones,conflicts}',
           exclude: '',
         },
-        { versions: '15,16,17,18', include: '*', exclude: '{pgbench,conflict-records}' },
+        {
+          versions: '15,16,17,18',
+          include: '*',
+          exclude: '{pgbench,conflict-records,toast,subscriptions,traces}',
+        },
       ]
 
 const NEVER = ['**/node_modules/**', '**/dist/**', '**/*.soak.test.ts']

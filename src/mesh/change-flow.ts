@@ -66,6 +66,7 @@ const CODE_APPEARED = 'ST005'
 /** Code of an ordinary role left something for the end of the transaction, or for the statements after it. */
 const CODE_LEFT_SOMETHING = 'ST006'
 
+const PERMISSION_DENIED = '42501'
 /** Other tables need care than the session knew. */
 const CARE_CHANGED = 'ST007'
 
@@ -113,6 +114,8 @@ export class ChangeFlow implements StreamHandler, ApplyHandler {
   readonly #rows: OriginRows
   /** Types of the conflicts that were recorded in the transaction that commits next. */
   #recorded: string[] = []
+  /** Transactions that were applied since the session began. */
+  #committed = 0
   readonly #backlog: Buffer[] = []
   #fail!: (error: unknown) => void
   #lastPingMs = Date.now()
@@ -221,6 +224,7 @@ export class ChangeFlow implements StreamHandler, ApplyHandler {
     const counters = this.#counters
     for (const type of this.#recorded) counters.conflicts[type] = (counters.conflicts[type] ?? 0) + 1
     this.#recorded = []
+    this.#committed++
     counters.transactions++
     counters.changes += transaction.changes
     counters.lastCommitMs = unixMsOf(transaction.commitTime)
@@ -239,10 +243,15 @@ export class ChangeFlow implements StreamHandler, ApplyHandler {
     if (error instanceof ServerError && error.sqlstate === CARE_CHANGED) return this.#fail(new CareChanged())
     if (!purpose) return this.#fail(error)
     const refused = applyError(error, purpose, nodes.local)
+    // Plans of this session may be of a schema that was changed by hand meanwhile.
+    if (error instanceof ServerError && /^42(?!501)/.test(error.sqlstate) && this.#committed > 0)
+      return this.#fail(new CareChanged())
     const failed = lsn ?? this.#applier.currentLsn
     // The fast lane cannot tell one change of a transaction from another: it is applied again, one by one.
     const isNew = failed !== undefined && attempt?.lsn !== failed
-    if (isNew && refused instanceof SternaError && refused.code === 'APPLY_FAILED')
+    // A missing grant is missing for all changes: that is said, and waits.
+    const isDenied = error instanceof ServerError && error.sqlstate === PERMISSION_DENIED
+    if (isNew && !isDenied && refused instanceof SternaError && refused.code === 'APPLY_FAILED')
       this.#fail(
         new AttemptFailed({ lsn: failed, park: new Map(), discard: null, again: new Set() }, refused.message),
       )

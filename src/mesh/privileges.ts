@@ -42,7 +42,7 @@ export async function missingPrivileges(conn: PgConnection, part: Part): Promise
   if (!(await mayUseSchema(conn, 'INSERT')))
     missing.push({
       what: 'the use of tables and functions of schema sterna',
-      fix: `grant all on all tables in schema sterna to ${name}; grant all on all sequences in schema sterna to ${name}; grant execute on all functions in schema sterna to ${name};`,
+      fix: `grant all on all tables in schema sterna to ${name}; grant all on all sequences in schema sterna to ${name}; grant execute on all functions in schema sterna to ${name}; grant usage, create on schema sterna_apply to ${name};`,
     })
   return missing
 }

@@ -166,6 +166,7 @@ export class Applier {
     const { version } = change
     const lsn = this.#previousLsn ?? lsnOf(1n)
     const table = await this.#tables.carefulByName(schema, name)
+    this.#session.about = { table: table.plan.label, operation: 'update' }
     this.#careful.begin(lsn, version, null)
     this.#fast.begin(version.time)
     const keys = new Map<Key, readonly (string | null)[]>()
@@ -191,6 +192,7 @@ export class Applier {
 
   #onBegin(begin: BeginMessage): void {
     this.#transaction = begin
+    this.#session.about = undefined
     this.#notBefore = pgTimeOf(begin.commitTime + BigInt(Math.round(this.#options.applyDelayMs * 1000)))
     this.#changes = 0
     this.#started = false
@@ -268,7 +270,13 @@ export class Applier {
         this.#requireKey(plan)
         if (this.#needsCare(plan)) {
           const isOldWhole = buffer[start + 5] === TUPLE.old
-          return this.#carefully(plan, { tag: 'delete', row: null, old: this.#old, isOldWhole, buffer })
+          return this.#carefully(table, plan, {
+            tag: 'delete',
+            row: null,
+            old: this.#old,
+            isOldWhole,
+            buffer,
+          })
         }
         this.#fast.remove(table, plan, this.#old, buffer)
         return undefined
@@ -278,7 +286,13 @@ export class Applier {
 
   #insert(table: Table, plan: TablePlan, buffer: Buffer): Promise<void> | undefined {
     if (this.#needsCare(plan)) {
-      return this.#carefully(plan, { tag: 'insert', row: this.#new, old: null, isOldWhole: false, buffer })
+      return this.#carefully(table, plan, {
+        tag: 'insert',
+        row: this.#new,
+        old: null,
+        isOldWhole: false,
+        buffer,
+      })
     }
     this.#fast.put(table, plan, 'insert', this.#new, buffer)
     if (plan.label === DDL_QUEUE) this.#applyDdl(plan, buffer)
@@ -294,7 +308,7 @@ export class Applier {
     if (this.#new.hasUnchanged && isOldWhole) this.#fillUnchangedFromOld()
     if (this.#new.hasUnchanged || this.#needsCare(plan)) {
       const old = hasOld ? this.#old : null
-      return this.#carefully(plan, { tag: 'update', row: this.#new, old, isOldWhole, buffer })
+      return this.#carefully(table, plan, { tag: 'update', row: this.#new, old, isOldWhole, buffer })
     }
     const keyChanged =
       hasOld && plan.keyPositions.some((position) => !this.#new.sameValue(position, this.#old, buffer))
@@ -310,7 +324,9 @@ export class Applier {
     return this.#isRepeated || this.#session.care.includes(plan.guardOid ?? plan.oid)
   }
 
-  async #carefully(plan: TablePlan, streamed: StreamedChange): Promise<void> {
+  async #carefully(table: Table, plan: TablePlan, streamed: StreamedChange): Promise<void> {
+    const { typeDifferences } = table
+    this.#session.about = { table: plan.label, operation: streamed.tag, typeDifferences }
     const whole = { ...streamed, buffer: Buffer.from(streamed.buffer) }
     await this.#careful.takeStreamed(await this.#tables.careful(plan), whole)
   }

@@ -142,6 +142,8 @@ export class ApplySession implements Ask {
   readonly #once = new Map<string, PreparedStatement>()
   readonly #lookups = new Map<string, string>()
   readonly writer = new MessageWriter()
+  /** What lookups are for at present. */
+  about: Purpose | undefined
   /** The LSN that the origin's progress had when the session began; null: nothing applied yet. */
   readonly startProgress: Lsn | null
   /** Number of the replication origin. */
@@ -367,7 +369,10 @@ export class ApplySession implements Ask {
       case BACKEND.error: {
         const error = new ServerError(this.#wire.address, parseServerMessage(buffer, start, end))
         const head = this.#queue[this.#queueHead]
-        this.#end(error, head?.tag === 'statement' ? head.purpose : undefined)
+        this.#end(
+          error,
+          head?.tag === 'statement' ? head.purpose : head?.tag === 'lookup' ? this.about : undefined,
+        )
         return
       }
       default: {

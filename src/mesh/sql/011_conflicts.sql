@@ -313,7 +313,7 @@ $$;
 create function sterna.require_apply_session() returns void
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
 begin
-  if not sterna.trusted_role((select r.oid from pg_roles r where r.rolname = session_user)) then
+  if not has_table_privilege(session_user, 'sterna.exception', 'insert') then
     raise exception 'permission denied: only sessions of Sterna may call this' using errcode = '42501';
   end if;
 end $$;
