@@ -230,9 +230,11 @@ export class Subscription {
   /** `on_exception` is stop: the subscription disables itself, and keeps its place. */
   async #stop(error: SternaError): Promise<void> {
     this.#failed(error, 0)
-    await this.#around.control.query('update sterna.subscription set enabled = false where sub_name = $1', [
-      this.#definition.name,
-    ])
+    const { code, message, hint } = this.#lastError!
+    await this.#around.control.query(
+      'update sterna.subscription set enabled = false, stopped = $2 where sub_name = $1',
+      [this.#definition.name, JSON.stringify({ code, message, hint })],
+    )
   }
 
   async #attempt(signal: AbortSignal): Promise<void> {
