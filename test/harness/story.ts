@@ -83,7 +83,7 @@ export async function startStory(options: StartMeshOptions): Promise<Story> {
       await mesh.settle(25_000)
       await expectRows(sql, rows)
     },
-    async comesTo(sql, rows, timeoutMs = 10_000) {
+    async comesTo(sql, rows, timeoutMs = 30_000) {
       releaseAll()
       await mesh.settle(25_000)
       await agreed(async () => expectRows(sql, rows), timeoutMs)
@@ -105,13 +105,13 @@ export async function becomes(
   node: MeshTestNode,
   sql: string,
   rows: readonly unknown[],
-  timeoutMs = 10_000,
+  timeoutMs = 30_000,
 ): Promise<void> {
   await agreed(async () => expect(await node.query(sql), `on ${node.name}: ${sql}`).toEqual(rows), timeoutMs)
 }
 
 /** Waits until an expectation holds; fails with what it says last. */
-export async function agreed(expectation: () => Promise<unknown>, timeoutMs = 10_000): Promise<void> {
+export async function agreed(expectation: () => Promise<unknown>, timeoutMs = 30_000): Promise<void> {
   let last: unknown
   try {
     await waitUntil(
