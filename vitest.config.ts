@@ -16,13 +16,13 @@ const LAYOUTS: readonly { readonly versions: string; readonly include: string; r
         },
         {
           versions: 'system15',
-          include: '{writes,links,clock,data-types,changes,tombstones,conflicts}',
+          include: '{writes,data-types,changes,tombstones}',
           exclude: '',
         },
         {
           versions: '15,16,17,18',
           include: '*',
-          exclude: '{pgbench,conflict-records,toast,subscriptions,traces}',
+          exclude: '{pgbench,conflict-records,toast,subscriptions,traces,links,deltas}',
         },
       ]
 

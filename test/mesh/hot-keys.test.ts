@@ -5,7 +5,7 @@ import { HOT_SCHEMA, runHotKeys } from '../harness/hot-keys.ts'
 import { testLayout } from '../harness/layout.ts'
 import { startStory, type Story } from '../harness/story.ts'
 
-const ROUNDS = 3
+const ROUNDS = 2
 const ROUND_MS = 3000
 
 const layout = await testLayout()
