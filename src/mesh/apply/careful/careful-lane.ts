@@ -8,9 +8,9 @@ import { collisionType } from '../../conflict/record.ts'
 import { completeChange, resolveChange, type Resolution } from '../../conflict/resolve.ts'
 import { compareVersions, type RowVersion } from '../../conflict/version.ts'
 import type { Ask } from './ask.ts'
-import type { Care } from './care.ts'
+import { CareChanged, type Care } from './care.ts'
 import type { CarefulTable, HeldKey } from './careful-table.ts'
-import { Driver, textsOnly, type DriverOptions } from './driver.ts'
+import { Driver, KeyChanged, textsOnly, type DriverOptions } from './driver.ts'
 import { park, type ParkReason } from './exceptions.ts'
 import { incomingOf, type StreamedChange } from './incoming.ts'
 import { LaterRefusal, RowStore, type Refusal } from './row-store.ts'
@@ -183,7 +183,11 @@ export class CarefulLane {
         this.#streamed.has(`${table.name} ${key}`),
       )
       if (decision === 1) driver.hold(incoming.held ?? new Map())
-      const resolution = await driver.drive(resolveChange(change, table.rules))
+      const resolution = await driver.drive(resolveChange(change, table.rules)).catch(isChanged)
+      if (resolution === null) {
+        if (decision < MAX_DECISIONS) continue
+        throw new CareChanged()
+      }
       if (!isUnseenLocked && hidesSums(table, resolution)) {
         // Local inserts look at what they would bring back unseen; one under way may not have seen this.
         this.#ask.send('select pg_advisory_xact_lock(sterna.unseen_lock($1::oid))', [String(table.guardOid)])
@@ -363,6 +367,12 @@ export class AttemptFailed extends Error {
     super(reason)
     this.attempt = attempt
   }
+}
+
+/** @returns null when a key changed while it was decided about; throws what else it is */
+function isChanged(error: unknown): null {
+  if (error instanceof KeyChanged) return null
+  throw error
 }
 
 /** Whether values come to stand, where the application sees no row, that a local insert would have to look at. */

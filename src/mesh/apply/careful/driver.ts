@@ -2,7 +2,7 @@ import { assert } from '../../../core/assert.ts'
 import { pgTimeOf } from '../../../core/pg-time.ts'
 import { quoteIdent } from '../../../core/quote.ts'
 import type { Change, Key, Values } from '../../conflict/change.ts'
-import { ABSENT, type KeyedRow } from '../../conflict/key-state.ts'
+import { ABSENT, type KeyedRow, type Row } from '../../conflict/key-state.ts'
 import type { Answer, Decision, FetchAnswer, Question } from '../../conflict/question.ts'
 import { compareVersions, type RowVersion } from '../../conflict/version.ts'
 import type { Ask } from './ask.ts'
@@ -28,7 +28,7 @@ export class Driver {
   readonly #own: RowVersion
   readonly #keys: Map<Key, readonly (string | null)[]>
   readonly #isOfThisTransaction: (key: Key) => boolean
-  readonly #rows = new Map<Key, { readonly values: Values; readonly version: RowVersion | null }>()
+  readonly #rows = new Map<Key, Row>()
 
   constructor(
     options: DriverOptions,
@@ -93,6 +93,7 @@ export class Driver {
       case 'key': {
         const held =
           this.held.get(question.key) ?? (await this.#table.hold(ask, this.keyValues(question.key), own))
+        this.#requireSame(question.key, held)
         this.hold(new Map([[question.key, held]]))
         return { is: 'key', ...this.#asOneWay(held) }
       }
@@ -113,6 +114,19 @@ export class Driver {
       case 'not newer':
         throw new Error('truncates are carried out set by set')
     }
+  }
+
+  /** A row that was found by its values may have been written since by a session of the application. */
+  #requireSame(key: Key, { state }: HeldKey): void {
+    const known = this.#rows.get(key)
+    if (!known) return
+    const now = state.row
+    const isSame =
+      now !== null &&
+      now.visible === known.visible &&
+      now.version?.time === known.version?.time &&
+      now.version?.nodeId === known.version?.nodeId
+    if (!isSame) throw new KeyChanged()
   }
 
   /** On a one-way subscription the policy can be that one side always wins: the other one then counts as older than all. */
@@ -166,6 +180,11 @@ export class Driver {
     )
     return Object.fromEntries(names.map((name, i) => [name, row![i] ?? null]))
   }
+}
+
+/** A key is not any more as the decision found it: decide again. */
+export class KeyChanged extends Error {
+  override name = 'KeyChanged'
 }
 
 /** Without values that were not sent. */
