@@ -36,6 +36,20 @@ create schema sterna;
 revoke all on schema sterna from public;
 grant usage on schema sterna to public;
 
+-- Takes the functions of this schema whose names match away from ordinary roles, which may call any new one.
+create function sterna.hide_functions(pattern text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  v_routine regprocedure;
+begin
+  for v_routine in
+    select p.oid::regprocedure from pg_proc p where p.pronamespace = 'sterna'::regnamespace and p.proname ~ pattern
+  loop
+    execute format('revoke all on routine %s from public', v_routine);
+  end loop;
+end $$;
+select sterna.hide_functions('^hide_functions$');
+
 -- The default search_path begins with the schema of the role's own name, and a role "sterna" would have all its tables in
 -- this schema, where they are not replicated. It gets the same path without that, unless it has one of its own.
 do $$

@@ -556,15 +556,5 @@ begin
   perform sterna.ddl_execute(role_name, search_path, command, pg_catalog.current_setting('search_path'));
 end $$;
 
-do $$
-declare
-  v_function regprocedure;
-begin
-  for v_function in
-    select p.oid::regprocedure from pg_catalog.pg_proc p
-     where p.pronamespace = 'sterna'::regnamespace
-       and (p.proname ~ '^(on_)?ddl_' or p.proname in ('on_drop_always', 'on_table_rewrite', 'session_settings', 'session_objects'))
-  loop
-    execute format('revoke all on function %s from public', v_function);
-  end loop;
-end $$;
+select sterna.hide_functions('^(on_)?ddl_');
+select sterna.hide_functions('^(on_drop_always|on_table_rewrite|session_settings|session_objects)$');

@@ -341,16 +341,6 @@ begin
   perform sterna.sequences_skip_taken(interleave => false);
 end $$;
 
-do $$
-declare
-  v_function regprocedure;
-begin
-  for v_function in
-    select p.oid::regprocedure from pg_catalog.pg_proc p
-     where p.pronamespace = 'sterna'::regnamespace
-       and p.proname in ('sequence_interleave', 'sequence_restore', 'sequence_collisions', 'sequences_realign', 'sequences_skip_taken', 'check_residues',
-                         'node_attach', 'node_detach')
-  loop
-    execute format('revoke all on function %s from public', v_function);
-  end loop;
-end $$;
+select sterna.hide_functions(
+  '^(sequence_interleave|sequence_restore|sequence_collisions|sequences_realign|sequences_skip_taken|'
+  'check_residues|node_attach|node_detach)$');

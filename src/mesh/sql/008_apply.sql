@@ -61,26 +61,34 @@ begin
   return v_type;
 end $$;
 
--- By which operator the columns of a table's key are equal: that of the key's index, which for types from extensions is in no
--- search_path of ours. `type`: to which both sides are cast, so that no other operator of that name fits better; null: none.
-create function sterna.key_equality(relid oid) returns table (key_position bigint, name name, operator text, type text)
+-- By which operators the columns of an index are equal, which for types from extensions are in no search_path of ours. `type`: to which
+-- both sides are cast, so that no other operator of that name fits better; null: none.
+create function sterna.index_equality(index oid) returns table (index_position bigint, name name, operator text, type text)
 language sql stable set search_path = pg_catalog, pg_temp as $$
   select k.position, a.attname, format('operator(%I.%s)', n.nspname, o.oprname),
          case when n.nspname <> 'pg_catalog' and t.typtype <> 'p' then format_type(t.oid, null) end
-    from (select i.indrelid, i.indkey, i.indclass, i.indnkeyatts
-            from pg_index i join pg_class c on c.oid = i.indrelid
-           where i.indrelid = key_equality.relid and i.indimmediate and i.indisvalid
-             and ((c.relreplident = 'i' and i.indisreplident) or (c.relreplident <> 'i' and i.indisprimary))
-           limit 1) i,
+    from pg_index i,
          unnest(i.indkey::smallint[], i.indclass::oid[]) with ordinality as k(attnum, class, position)
-    join pg_attribute a on a.attrelid = relid and a.attnum = k.attnum
     join pg_opclass c on c.oid = k.class
     join pg_amop m on m.amopfamily = c.opcfamily and m.amoplefttype = c.opcintype and m.amoprighttype = c.opcintype
                   and m.amopstrategy = 3
     join pg_operator o on o.oid = m.amopopr
     join pg_namespace n on n.oid = o.oprnamespace
-    join pg_type t on t.oid = c.opcintype
-   where k.position <= i.indnkeyatts
+    join pg_type t on t.oid = c.opcintype,
+         pg_attribute a
+   where i.indexrelid = index and k.position <= i.indnkeyatts and a.attrelid = i.indrelid and a.attnum = k.attnum
+$$;
+
+-- The same for a table's key: its replica identity index, else its primary key.
+create function sterna.key_equality(relid oid) returns table (key_position bigint, name name, operator text, type text)
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select e.index_position, e.name, e.operator, e.type
+    from (select i.indexrelid
+            from pg_index i join pg_class c on c.oid = i.indrelid
+           where i.indrelid = key_equality.relid and i.indimmediate and i.indisvalid
+             and ((c.relreplident = 'i' and i.indisreplident) or (c.relreplident <> 'i' and i.indisprimary))
+           limit 1) k,
+         sterna.index_equality(k.indexrelid) e
 $$;
 
 -- SQL for: the key of row `t` is these values.
@@ -148,6 +156,7 @@ end $$;
 revoke all on function sterna.version_not_greater(xid, timestamptz, integer) from public;
 revoke all on function sterna.binary_unsafe(oid) from public;
 revoke all on function sterna.base_type(oid) from public;
+revoke all on function sterna.index_equality(oid) from public;
 revoke all on function sterna.key_equality(oid) from public;
 revoke all on function sterna.key_is_sql(oid, text[]) from public;
 revoke all on function sterna.describe_table(text, text, name[]) from public;

@@ -281,17 +281,7 @@ end $$;
 alter function sterna.version_not_greater(xid, timestamptz, integer) security definer;
 grant execute on function sterna.version_not_greater(xid, timestamptz, integer) to public;
 
-do $$
-declare
-  v_function regprocedure;
-begin
-  for v_function in
-    select p.oid::regprocedure from pg_catalog.pg_proc p
-     where p.pronamespace = 'sterna'::regnamespace
-       and p.proname in ('trusted_role', 'function_trusted', 'expression_trusted', 'type_trusted', 'trigger_trusted', 'relation_trusted',
-                         'partition_family', 'table_trusted', 'code_refusal', 'apply_trusted', 'apply_trusted_now', 'apply_function',
-                         'apply_guard', 'apply_guard_commit')
-  loop
-    execute format('revoke all on function %s from public', v_function);
-  end loop;
-end $$;
+select sterna.hide_functions(
+  '^(trusted_role|function_trusted|expression_trusted|type_trusted|trigger_trusted|relation_trusted|'
+  'partition_family|table_trusted|code_refusal|apply_trusted|apply_trusted_now|apply_function|'
+  'apply_guard|apply_guard_commit)$');

@@ -26,7 +26,6 @@ create table sterna.conflict_history (
   concurrent boolean
 );
 create index on sterna.conflict_history (recorded_at);
-create index on sterna.conflict_history (id) where concurrent is null;
 
 -- What a person should look at. An entry is closed, not deleted: by a resolution, or when its cause has gone.
 create table sterna.review (
@@ -506,27 +505,12 @@ begin
   return true;
 end $$;
 
--- By which operators the columns of an index are equal. See key_equality.
-create function sterna.index_equality(index oid) returns table (index_position bigint, name name, operator text, type text)
-language sql stable set search_path = pg_catalog, pg_temp as $$
-  select k.position, a.attname, format('operator(%I.%s)', n.nspname, o.oprname),
-         case when n.nspname <> 'pg_catalog' and t.typtype <> 'p' then format_type(t.oid, null) end
-    from pg_index i,
-         unnest(i.indkey::smallint[], i.indclass::oid[]) with ordinality as k(attnum, class, position)
-    join pg_opclass c on c.oid = k.class
-    join pg_amop m on m.amopfamily = c.opcfamily and m.amoplefttype = c.opcintype and m.amoprighttype = c.opcintype
-                  and m.amopstrategy = 3
-    join pg_operator o on o.oid = m.amopopr
-    join pg_namespace n on n.oid = o.oprnamespace
-    join pg_type t on t.oid = c.opcintype,
-         pg_attribute a
-   where i.indexrelid = index and k.position <= i.indnkeyatts and a.attrelid = i.indrelid and a.attnum = k.attnum
-$$;
-
 -- What the careful lane must know of a table besides what describe_table says: its columns with the types of parameters for
 -- them, the hash of its key (of $1, $2, ...; of the columns of t), and its plain unique constraints besides the key.
 create function sterna.describe_careful(relation oid) returns jsonb
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+  v_rules constant jsonb := sterna.table_rules(relation);
 begin
   return jsonb_build_object(
     'name', (select format('%I.%I', n.nspname, c.relname) from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = relation),
@@ -536,15 +520,12 @@ begin
     'hash', sterna.key_hash_sql(relation, (select array_agg('$' || p) from generate_series(1, cardinality(sterna.key_columns(relation))) p)),
     'rowHash', sterna.key_hash_sql(relation, (select array_agg('t.' || quote_ident(k)) from unnest(sterna.key_columns(relation)) k)),
     'uniques', (
-      select coalesce(jsonb_agg(jsonb_build_object(
-               'name', c.relname, 'nullsCollide', i.indnullsnotdistinct,
-               'columns', (select jsonb_agg(jsonb_build_object('name', e.name, 'operator', e.operator, 'type', e.type) order by e.index_position)
-                             from sterna.index_equality(i.indexrelid) e)) order by c.relname), '[]')
-        from pg_index i join pg_class c on c.oid = i.indexrelid
-       where i.indrelid = relation and i.indisunique and i.indisvalid and i.indimmediate and i.indpred is null and i.indexprs is null
-         and not (select array_agg(e.name) from sterna.index_equality(i.indexrelid) e) <@ sterna.key_columns(relation)
-         and not exists (select from pg_attribute a where a.attrelid = relation and a.attnum = any (i.indkey) and a.attgenerated <> '')),
-    'rules', sterna.table_rules(sterna.root_table(relation)));
+      select coalesce(jsonb_agg(u || jsonb_build_object('columns', (
+               select jsonb_agg(jsonb_build_object('name', e.name, 'operator', e.operator, 'type', e.type) order by e.index_position)
+                 from sterna.index_equality(i.oid) e)) order by i.relname), '[]')
+        from jsonb_array_elements(v_rules -> 'uniques') u
+        join pg_class i on i.relname = u ->> 'name' and i.relnamespace = (select c.relnamespace from pg_class c where c.oid = relation)),
+    'rules', v_rules);
 end $$;
 
 -- The version of the last truncate of a table, or of one of its partitions; null: none is known.
@@ -573,7 +554,6 @@ language sql volatile set search_path = pg_catalog, pg_temp as $$
     'aside', (select sterna.version_json(a.version) || jsonb_build_object('values', a.row_values)
                 from sterna.aside a where a.table_oid = guard and a.key_hash = hash),
     'truncated', (select sterna.version_json(t.version) from (select sterna.truncated(guard, relation, own) as version) t where t.version is not null),
-    'clocked', exists (select from sterna.row_clock r where r.table_oid = guard and r.key_hash = hash),
     'parked', exists (select from sterna.exception e where e.table_oid = guard and (e.key_hashes is null or hash = any (e.key_hashes))),
     'parkedOfOrigin', exists (select from sterna.exception e where e.table_oid = guard and e.origin_node_id = (own).node_id
                                  and (e.key_hashes is null or hash = any (e.key_hashes))),
@@ -679,19 +659,10 @@ create view sterna.resolutions as
          (h.remote_version).at as remote_timestamp, null::pg_lsn as remote_lsn
     from sterna.conflict_history h;
 
-do $$
-declare
-  v_function regprocedure;
-begin
-  for v_function in
-    select p.oid::regprocedure from pg_catalog.pg_proc p
-     where p.pronamespace = 'sterna'::regnamespace
-       and p.proname in ('careful_mark', 'careful_clean', 'pg_time', 'time_of', 'node_of_origin', 'version_of_xmin', 'version_of_row',
-                         'version_greater', 'row_texts', 'key_of_texts', 'record_conflict', 'write_conflict', 'side_facts', 'require_apply_session', 'index_equality',
-                         'describe_careful', 'truncated', 'truncate_aside', 'met_tombstone', 'version_json', 'fetch_row', 'base_facts', 'careful_function')
-  loop
-    execute format('revoke all on function %s from public', v_function);
-  end loop;
-end $$;
+select sterna.hide_functions(
+  '^(careful_mark|careful_clean|pg_time|time_of|node_of_origin|version_of_xmin|version_of_row|'
+  'version_greater|row_texts|key_of_texts|record_conflict|write_conflict|side_facts|'
+  'require_apply_session|describe_careful|truncated|truncate_aside|met_tombstone|'
+  'version_json|fetch_row|base_facts|careful_function)$');
 
 -- Called where apply writes with the rights of a table's owner: met_none, met_row, meeting and record_meeting, which record only in sessions of Sterna.

@@ -380,16 +380,6 @@ begin
   return v_sum;
 end $$;
 
-do $$
-declare
-  v_function regprocedure;
-begin
-  for v_function in
-    select p.oid::regprocedure from pg_catalog.pg_proc p
-     where p.pronamespace = 'sterna'::regnamespace
-       and p.proname in ('heartbeat_heard', 'heartbeat_vector', 'heartbeat_write', 'version_relation', 'conflict_settle', 'stream_claim',
-                         'older_is_parked', 'tombstone_clean', 'nothing_left', 'given_up_again', 'side_clean', 'setting_number', 'conflict_clean')
-  loop
-    execute format('revoke all on function %s from public', v_function);
-  end loop;
-end $$;
+select sterna.hide_functions(
+  '^(heartbeat_heard|heartbeat_vector|heartbeat_write|version_relation|conflict_settle|stream_claim|'
+  'older_is_parked|tombstone_clean|nothing_left|given_up_again|side_clean|setting_number|conflict_clean)$');

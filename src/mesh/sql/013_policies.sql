@@ -1079,16 +1079,5 @@ begin
   end loop;
 end $$;
 
-do $$
-declare
-  v_function regprocedure;
-begin
-  for v_function in
-    select p.oid::regprocedure from pg_catalog.pg_proc p
-     where p.pronamespace = 'sterna'::regnamespace
-       and (p.proname ~ '^(delta|policy|merge|definition|definitions|rule|rules|unseen|table_rules|refuse|gate)(_|$)'
-            or p.proname in ('full_rows_problem', 'conflict_types', 'truncate_as_delete', 'forget_truncate'))
-  loop
-    execute format('revoke all on routine %s from public', v_function);
-  end loop;
-end $$;
+select sterna.hide_functions('^(delta|policy|merge|definition|definitions|rule|rules|unseen|table_rules|refuse|gate)(_|$)');
+select sterna.hide_functions('^(full_rows_problem|conflict_types|truncate_as_delete|forget_truncate)$');

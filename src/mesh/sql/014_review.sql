@@ -558,16 +558,5 @@ create view sterna.rows_aside as
        where v.reason = 'set_aside' and v.table_oid = a.table_oid and v.key_hash = a.key_hash and v.closed_at is null
        order by v.id desc limit 1) r on true;
 
-do $$
-declare
-  v_function regprocedure;
-begin
-  for v_function in
-    select p.oid::regprocedure from pg_catalog.pg_proc p
-     where p.pronamespace = 'sterna'::regnamespace
-       and (p.proname ~ '^(review|exception)_' or p.proname in ('check_on_exception', 'sub_set_on_exception', 'key_hash_of_texts',
-                                                                 'on_review', 'on_review_closure'))
-  loop
-    execute format('revoke all on function %s from public', v_function);
-  end loop;
-end $$;
+select sterna.hide_functions('^(review|exception)_');
+select sterna.hide_functions('^(check_on_exception|sub_set_on_exception|key_hash_of_texts|on_review|on_review_closure)$');

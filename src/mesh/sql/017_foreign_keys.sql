@@ -316,14 +316,4 @@ begin
   on conflict on constraint fk_policy_pkey do update set policy = excluded.policy, set_at = excluded.set_at;
 end $$;
 
-do $$
-declare
-  v_function regprocedure;
-begin
-  for v_function in
-    select p.oid::regprocedure from pg_catalog.pg_proc p
-     where p.pronamespace = 'sterna'::regnamespace and p.proname ^@ 'fk_'
-  loop
-    execute format('revoke all on function %s from public', v_function);
-  end loop;
-end $$;
+select sterna.hide_functions('^fk_');
